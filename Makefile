@@ -1,0 +1,61 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# Another interpreter, 3.11 or newer: make PYTHON=/path/to/python3
+export PYTHON ?= /usr/bin/python3
+# Arguments for pytest, such as: make unit ARGS='-k header -x'
+ARGS ?=
+RUN := . tools/env.sh;
+SCRIPTS := tools/setup tools/sanity tools/env.sh $(wildcard tools/lab/*.sh) .ci/run
+
+.PHONY: help setup demo demo-clean test static lint types sanity unit functional live
+
+help: ## what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup: ## install what is missing (Debian packages, .venv, collections); others do this too
+	@tools/setup </dev/null
+
+demo: setup ## reclaim 500 MiB of a real guest's disk and prove it (about 2 min)
+	@$(RUN) python -m demo run </dev/null
+
+demo-clean: ## remove every trace of the demo, processes included
+	@PYTHONPATH=tools PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m demo clean
+
+test: setup ## everything: static checks, then unit, functional and live tests
+	@echo "==> Static checks: lint, types, sanity (about 1 min; 2 min the first time)"
+	@$(MAKE) -j2 --output-sync=target static
+	@echo "==> Unit, functional and live tests (about 10 min without KVM)"
+	@$(RUN) pytest tests $(ARGS) </dev/null
+
+static: lint types sanity
+
+lint: setup ## ruff, yamllint, ansible-lint, shellcheck, antsibull
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check .
+	@$(RUN) yamllint --strict .
+	@$(RUN) shellcheck -x $(SCRIPTS)
+	@$(RUN) antsibull-changelog lint
+	@$(RUN) antsibull-docs lint-collection-docs --plugin-docs --skip-rstcheck .
+	@$(RUN) ansible-lint -q
+
+types: setup ## mypy, strict, on plugins and tools
+	@$(RUN) mypy -p ansible_collections.thinvirt.kvm.plugins
+	@$(RUN) mypy tools/lab tools/demo
+
+sanity: setup ## ansible-test sanity, with no ignore files
+	@tools/sanity
+
+unit: setup ## pure parts, seconds
+	@$(RUN) pytest tests/unit $(ARGS) </dev/null
+
+functional: setup ## real qemu-img and file systems, test:///default
+	@$(RUN) pytest tests/functional $(ARGS) </dev/null
+
+live: setup ## real guests (about 10 min without KVM)
+	@$(RUN) pytest tests/live $(ARGS) </dev/null

@@ -1,0 +1,14 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# shellcheck shell=bash
+#
+# The environment of every tool, wherever the checkout lies. For a shell of your own: . tools/env.sh
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cache=$root/.cache
+export PATH="$root/.venv/bin:$PATH:/usr/sbin:/sbin"
+# The checkout is linked in there as ansible_collections/thinvirt/kvm (tools/setup).
+export ANSIBLE_COLLECTIONS_PATH=$cache
+export PYTHONPATH=$cache:$root/tools
+export ANSIBLE_HOME=$cache/ansible-home
+export ANSIBLE_NOCOWS=1
+export PYTHONDONTWRITEBYTECODE=1
