@@ -1,0 +1,57 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Fixtures of all tests. pytest gets its environment from tools/env.sh, as ``make unit`` does."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from lab import Lab
+
+ROOT = Path(__file__).resolve().parents[1]
+LABS = ROOT / ".cache" / "labs"
+
+
+def pytest_configure() -> None:
+    """Refuse an incomplete environment; let SIGTERM end the fixtures as Ctrl-C does."""
+    if os.environ.get("ANSIBLE_COLLECTIONS_PATH") != str(ROOT / ".cache"):
+        pytest.exit("the environment is missing: run '. tools/env.sh', or make unit, ...", 4)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What lies in tests/live is marked so."""
+    for item in items:
+        if (ROOT / "tests" / "live") in item.path.parents:
+            item.add_marker("live")
+
+
+@pytest.fixture(scope="session")
+def collections_path() -> Path:
+    """The folder that holds ``ansible_collections``, this checkout among them."""
+    return ROOT / ".cache"
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """A private libvirtd for the whole session, one per worker; see tools/lab/__init__.py."""
+    _clean_after_killed_sessions()
+    lab = Lab(LABS / f"pytest-{os.getpid()}")
+    try:
+        lab.start()
+        yield lab
+    finally:
+        lab.clean()
+
+
+def _clean_after_killed_sessions() -> None:
+    for state in LABS.glob("pytest-*"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(int(state.name.removeprefix("pytest-")), 0)
+            continue
+        Lab(state).clean()

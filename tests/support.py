@@ -1,0 +1,55 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What tests of several layers need."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import typing as t
+
+_RUN = """
+import importlib, json, sys
+from ansible.module_utils.testing import patch_module_args
+module = importlib.import_module("ansible_collections.thinvirt.kvm.plugins.modules." + sys.argv[1])
+with patch_module_args(json.load(sys.stdin)):
+    module.main()
+"""
+
+
+def run_module(
+    name: str,
+    *,
+    check: bool = False,
+    patience: int = 120,
+    prefix: t.Sequence[str] = (),
+    **arguments: t.Any,
+) -> dict[str, t.Any]:
+    """Run a module of this collection in a process of its own; what it returns.
+
+    :param patience: seconds; the module may have a ``timeout`` of its own.
+    :param prefix: a command that runs it, such as setpriv with its options.
+    The result has ``failed`` in every case.  A traceback, or a word on stderr, fails the test.
+    """
+    given = {**arguments, "_ansible_check_mode": check, "_ansible_diff": True}
+    process = subprocess.run(
+        [*prefix, sys.executable, "-c", _RUN, name],
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        timeout=patience,
+        check=False,
+    )
+    assert process.stderr == ""
+    result = json.loads(process.stdout)
+    assert (process.returncode != 0) is result.setdefault("failed", False)
+    return t.cast("dict[str, t.Any]", result)
+
+
+def assert_explains(result: dict[str, t.Any], *words: str) -> None:
+    """It failed in a way that a person can act on: these words, no traceback."""
+    assert result["failed"]
+    assert "Traceback" not in json.dumps(result)
+    for word in words:
+        assert word in result["msg"], result["msg"]
