@@ -1,0 +1,222 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The one file that talks to libvirt.
+
+A module opens one :class:`Hypervisor`, works on as many :class:`Guest` objects as
+it likes, and closes it.  Every libvirt error becomes a :class:`HypervisorError` or an
+:class:`AgentError` that names what was tried and on which domain.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import typing as t
+
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.policy import (
+    Version,
+    Versions,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.select import (
+    is_glob,
+    is_remote,
+    refuse_duplicates,
+    select,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
+    AgentError,
+    HypervisorError,
+    NotFoundError,
+    RefusedError,
+    RequirementError,
+)
+
+try:
+    import libvirt
+    import libvirt_qemu
+except ImportError:
+    HAS_LIBVIRT = False
+else:
+    HAS_LIBVIRT = True
+    # libvirt-python prints every error to stderr besides raising it
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+
+
+def _version(number: int) -> Version:
+    return number // 1_000_000, number // 1_000 % 1_000, number % 1_000
+
+
+@contextlib.contextmanager
+def _translated(doing: str) -> t.Iterator[None]:
+    """Say what was tried when libvirt raises."""
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        raise HypervisorError(f"libvirt could not {doing}: {error}.") from error
+
+
+class Guest:
+    """One domain on an open connection.  Safe to use from several threads."""
+
+    def __init__(self, domain: t.Any) -> None:
+        self._domain = domain
+        self.name: str = domain.name()
+        self.uuid: str = domain.UUIDString()
+
+    def is_active(self) -> bool:
+        with _translated(f"read the state of domain {self.name}"):
+            return bool(self._domain.isActive())
+
+    def is_persistent(self) -> bool:
+        with _translated(f"read the state of domain {self.name}"):
+            return bool(self._domain.isPersistent())
+
+    def has_managed_save(self) -> bool:
+        with _translated(f"read the state of domain {self.name}"):
+            return bool(self._domain.hasManagedSaveImage(0))
+
+    def live_xml(self) -> str:
+        """XML of the running domain (without secrets), or of the configured one if it is off."""
+        with _translated(f"read the XML of domain {self.name}"):
+            return t.cast(str, self._domain.XMLDesc(0))
+
+    def configured_xml(self) -> str:
+        """XML of the next start, secrets included: fit to be defined again, never to be shown."""
+        flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+        with _translated(f"read the configuration of domain {self.name}"):
+            return t.cast(str, self._domain.XMLDesc(flags))
+
+    def shutdown(self) -> None:
+        """Ask the guest to power off; returns at once.
+
+        libvirt tries the agent first and ACPI when there is no agent.
+        """
+        with _translated(f"shut down domain {self.name}"):
+            self._domain.shutdown()
+
+    def start(self) -> None:
+        with _translated(f"start domain {self.name}"):
+            self._domain.create()
+
+    def agent(self, command: str, arguments: t.Mapping[str, t.Any], *, timeout: int) -> t.Any:
+        """Ask the guest agent; its ``return`` member.
+
+        :param timeout: seconds until libvirt gives up; the guest may go on working.
+        :raises AgentError: no agent, no answer in time, an error, or nonsense.
+        """
+        request: dict[str, t.Any] = {"execute": command}
+        if arguments:
+            request["arguments"] = dict(arguments)
+        try:
+            text = libvirt_qemu.qemuAgentCommand(self._domain, json.dumps(request), timeout, 0)
+        except libvirt.libvirtError as error:
+            raise _agent_error(self.name, command, timeout, error) from error
+        try:
+            return json.loads(text)["return"]
+        except (TypeError, ValueError, KeyError, RecursionError) as error:
+            raise AgentError(
+                f"The guest agent of domain {self.name} answered {command} with something that "
+                "is not a reply of its protocol.",
+                remedy="Update or restart qemu-guest-agent in the guest.",
+            ) from error
+
+
+def _agent_error(name: str, command: str, timeout: int, error: t.Any) -> AgentError:
+    code = error.get_error_code()
+    if code == libvirt.VIR_ERR_AGENT_UNRESPONSIVE:
+        return AgentError(
+            f"The guest agent of domain {name} did not answer {command} within its time limit "
+            f"of {timeout} s, or is not running: {error}.",
+            remedy="Start qemu-guest-agent in the guest, or raise timeout if the guest is busy.",
+        )
+    if code in (libvirt.VIR_ERR_OPERATION_UNSUPPORTED, libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED):
+        return AgentError(
+            f"Domain {name} has no guest agent channel.",
+            remedy="Add a virtio channel named org.qemu.guest_agent.0 to the domain and install "
+            "qemu-guest-agent in the guest.",
+        )
+    return AgentError(
+        f"The guest agent of domain {name} could not carry out {command}: {error}.",
+        remedy="Look at qemu-guest-agent's log in the guest.",
+    )
+
+
+class Hypervisor:
+    """An open connection.
+
+    :raises RequirementError: libvirt's Python bindings are missing.
+    :raises HypervisorError: nobody answers at the URI, or it is no libvirt URI.
+    """
+
+    def __init__(self, uri: str) -> None:
+        if not HAS_LIBVIRT:
+            raise RequirementError(
+                "The Python bindings of libvirt are missing on this host.",
+                remedy="Install python3-libvirt for the Python that Ansible uses there.",
+            )
+        self.uri = uri
+        try:
+            self._connection = libvirt.open(uri)
+        except libvirt.libvirtError as error:
+            raise HypervisorError(
+                f"Cannot connect to libvirt at {uri}: {error}.",
+                remedy="Check that the daemon runs, that uri is right, and that the user may use "
+                "its socket (become: true, or membership in the group libvirt).",
+            ) from error
+
+    def __enter__(self) -> Hypervisor:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        with contextlib.suppress(libvirt.libvirtError):
+            self._connection.close()
+
+    def require_local(self) -> None:
+        """Refuse a connection to another machine, whose disks cannot be measured from here."""
+        if is_remote(self.uri):
+            raise RefusedError(
+                f"{self.uri} leads to another machine, whose disks cannot be measured from here; "
+                "nothing was changed.",
+                remedy="Run the task on the hypervisor itself, with a local uri such as "
+                "qemu:///system.",
+            )
+
+    def versions(self) -> Versions:
+        with _translated("tell its version"):
+            return Versions(
+                libvirt=_version(self._connection.getLibVersion()),
+                hypervisor=_version(self._connection.getVersion()),
+                driver=self._connection.getType(),
+            )
+
+    def guests(self, patterns: t.Sequence[str]) -> list[Guest]:
+        """The domains that match, in the order of their names, each once.
+
+        :param patterns: names, globs or UUIDs.
+        :raises NotFoundError: a name or UUID (not a glob) matches nothing.
+        :raises RefusedError: a name stands twice in the list.
+        """
+        refuse_duplicates("domains", patterns)
+        with _translated("list the domains"):
+            known = {domain.name(): domain for domain in self._connection.listAllDomains()}
+        uuids = {domain.UUIDString(): name for name, domain in known.items()}
+        chosen = select(patterns, sorted(known), aliases=uuids)
+        missing = [p for p, names in chosen.items() if not names and not is_glob(p)]
+        if missing:
+            raise NotFoundError(
+                f"There is no domain {', '.join(missing)} at {self.uri}; nothing was changed.",
+                remedy="Compare with virsh list --all, or use a glob.",
+            )
+        names = sorted(set().union(*chosen.values()))
+        return [Guest(known[name]) for name in names]
+
+    def define(self, xml: str) -> Guest:
+        """Make this the domain's configuration for its next start."""
+        with _translated("define the domain"):
+            return Guest(self._connection.defineXML(xml))
+
+    def volume_path(self, pool: str, volume: str) -> str:
+        """Where a storage volume lies on the host."""
+        with _translated(f"look up volume {volume} in storage pool {pool}"):
+            found = self._connection.storagePoolLookupByName(pool).storageVolLookupByName(volume)
+            return t.cast(str, found.path())

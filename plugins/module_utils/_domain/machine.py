@@ -1,0 +1,70 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How old a machine type is, and what it can no longer do (pure).
+
+A machine type freezes the hardware that a guest sees at one version of QEMU.
+virtio-blk learned discard in QEMU 4.0, and QEMU switches it off again for every
+older machine type (``hw_compat_3_1`` in hw/core/machine.c).
+"""
+
+from __future__ import annotations
+
+import re
+
+#: First version of the machine type in which virtio-blk passes discards.
+VIRTIO_BLK_DISCARD = (4, 0)
+
+# Distributions name machine types after themselves; the QEMU that each froze.
+# Ubuntu: debian/patches/ubuntu/define-ubuntu-machine-types.patch of its qemu package.
+_UBUNTU = {
+    "trusty": (2, 0),
+    "utopic": (2, 1),
+    "vivid": (2, 2),
+    "wily": (2, 4),
+    "xenial": (2, 5),
+    "yakkety": (2, 6),
+    "zesty": (2, 8),
+    "artful": (2, 10),
+    "bionic": (2, 11),
+    "cosmic": (2, 12),
+    "disco": (3, 1),
+    "eoan": (4, 0),
+    "focal": (4, 2),
+    "groovy": (5, 0),
+    "hirsute": (5, 2),
+    "impish": (6, 0),
+    "jammy": (6, 2),
+    "kinetic": (7, 0),
+    "lunar": (7, 2),
+    "mantic": (8, 0),
+    "noble": (8, 2),
+}
+# RHEL: hw_compat_rhel_8_0 is made from hw_compat_3_1, hw_compat_rhel_8_1 from 4_0.
+_RHEL_FIRST_4_0 = (8, 1)
+
+_VERSION = re.compile(r"-(\d+)\.(\d+)(?:\.\d+)?(?:-\w+)?$")
+_RHEL = re.compile(r"-rhel(\d+)\.(\d+)(?:\.\d+)?$")
+
+
+def machine_version(machine: str) -> tuple[int, int] | None:
+    """QEMU's version of a machine type such as ``pc-q35-7.2``, None when it names none.
+
+    RHEL's own numbers are told apart only around 4.0, which is all that matters here:
+    (3, 1) below RHEL 8.1, (4, 0) from there on.
+    """
+    rhel = _RHEL.search(machine)
+    if rhel:
+        return (4, 0) if (int(rhel[1]), int(rhel[2])) >= _RHEL_FIRST_4_0 else (3, 1)
+    plain = _VERSION.search(machine)
+    if plain:
+        return int(plain[1]), int(plain[2])
+    for name, version in _UBUNTU.items():
+        if f"-{name}" in machine:
+            return version
+    return None
+
+
+def virtio_blk_discards(machine: str) -> bool | None:
+    """Whether virtio-blk can discard on this machine type; None when its age is unknown."""
+    version = machine_version(machine)
+    return None if version is None else version >= VIRTIO_BLK_DISCARD

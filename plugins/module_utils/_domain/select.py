@@ -1,0 +1,52 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which domains, disks and hosts a user means (pure)."""
+
+from __future__ import annotations
+
+import fnmatch
+import typing as t
+import urllib.parse
+
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import RefusedError
+
+
+def is_remote(uri: str) -> bool:
+    """Whether a libvirt URI leads to another machine than this one (pure)."""
+    parsed = urllib.parse.urlparse(uri)
+    return bool(parsed.hostname) and "+unix" not in parsed.scheme and parsed.scheme != "test"
+
+
+def is_glob(pattern: str) -> bool:
+    return any(character in pattern for character in "*?[")
+
+
+def refuse_duplicates(parameter: str, values: t.Sequence[str]) -> None:
+    """A list that names something twice is a typing mistake, of which nothing good comes."""
+    seen: set[str] = set()
+    for value in values:
+        if value in seen:
+            raise RefusedError(
+                f"{parameter} names {value} twice; nothing was changed.",
+                remedy="Name it once.",
+            )
+        seen.add(value)
+
+
+def select(
+    patterns: t.Iterable[str],
+    names: t.Sequence[str],
+    *,
+    aliases: t.Mapping[str, str] | None = None,
+) -> dict[str, set[str]]:
+    """For each pattern the names that it means; a name wins over a glob (pure)."""
+    chosen: dict[str, set[str]] = {}
+    for pattern in patterns:
+        alias = (aliases or {}).get(pattern.lower())
+        if pattern in names:
+            chosen[pattern] = {pattern}
+        elif alias is not None:
+            chosen[pattern] = {alias}
+        else:
+            chosen[pattern] = {name for name in names if fnmatch.fnmatchcase(name, pattern)}
+    return chosen

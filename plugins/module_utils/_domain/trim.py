@@ -1,0 +1,203 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Have running guests trim their file systems, and measure what the host gained."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import time
+import typing as t
+
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import agent, policy, xml
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import (
+    Guest,
+    Hypervisor,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
+    RefusedError,
+    ThinvirtError,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._findings import Finding
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.extents import file_usage
+
+#: libvirtd works on so many requests of one connection at a time (max_client_requests in
+#: libvirtd.conf); more threads would only wait there.
+MAX_PARALLEL = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class DiskTrim:
+    """Blocks of one disk on the host; None where the host cannot tell (block devices)."""
+
+    target: str
+    path: str
+    allocated_before_bytes: int | None
+    allocated_after_bytes: int | None
+
+    @property
+    def freed_bytes(self) -> int | None:
+        """Never negative: a guest that writes while it trims has not "freed" less than nothing."""
+        if self.allocated_before_bytes is None or self.allocated_after_bytes is None:
+            return None
+        return max(0, self.allocated_before_bytes - self.allocated_after_bytes)
+
+    def result(self) -> dict[str, t.Any]:
+        return {**dataclasses.asdict(self), "freed_bytes": self.freed_bytes}
+
+
+@dataclasses.dataclass
+class Outcome:
+    """One domain.
+
+    :param status: ``trimmed``, ``would_trim`` (check mode), ``skipped`` or ``failed``.
+    """
+
+    guest: Guest
+    status: str = "skipped"
+    reason: str = ""
+    mounts: tuple[agent.MountTrim, ...] = ()
+    disks: tuple[DiskTrim, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    seconds: float = 0.0
+    error: ThinvirtError | None = None
+
+    @property
+    def freed_bytes(self) -> int:
+        return sum(disk.freed_bytes or 0 for disk in self.disks)
+
+    def line(self) -> str:
+        """What became of the domain, in a line for people."""
+        if self.error is not None:
+            return f"{self.guest.name}: failed. {self.error}"
+        if self.status == "trimmed":
+            return f"{self.guest.name}: {self.freed_bytes / 2**20:.1f} MiB freed"
+        return f"{self.guest.name}: {self.status.replace('_', ' ')}. {self.reason}".rstrip()
+
+    def result(self) -> dict[str, t.Any]:
+        """The domain's entry in the module's ``domains``."""
+        entry: dict[str, t.Any] = {
+            "name": self.guest.name,
+            "uuid": self.guest.uuid,
+            "status": self.status,
+            "reason": self.reason,
+            "mounts": [mount.result() for mount in self.mounts],
+            "disks": [disk.result() for disk in self.disks],
+            "findings": [finding.result() for finding in self.findings],
+            "freed_bytes": self.freed_bytes,
+            "seconds": round(self.seconds, 2),
+        }
+        if self.error is not None:
+            entry["error"] = self.error.result()
+        return entry
+
+
+def dropped_discards(live: xml.Domain) -> tuple[Finding, ...]:
+    """A finding for each disk of a running domain whose discards the host drops (pure)."""
+    return tuple(
+        Finding(
+            id="discard-ignored",
+            severity="error",
+            reason="The running domain drops the guest's discards, and the guest does not notice.",
+            remedy="Set discard with thinvirt.kvm.domain_discard and power the guest off and on.",
+            domain=live.name,
+            disk=disk.target,
+        )
+        for disk in live.disks
+        if policy.is_thin_candidate(disk) and disk.settings.discard != "unmap"
+    )
+
+
+def refuse_useless(live: xml.Domain) -> None:
+    """Refuse to trim a guest none of whose disks passes discards on (pure).
+
+    It would free nothing and do harm: ext4 remembers what it has trimmed until it is
+    mounted anew, and would not send these discards again once they are let through.
+    """
+    candidates = [disk for disk in live.disks if policy.is_thin_candidate(disk)]
+    if not candidates:
+        raise RefusedError(
+            f"Refused: domain {live.name} has no writable disk on this host; "
+            "the guest was not asked to trim.",
+            remedy="Leave it out of domains.",
+        )
+    if len(dropped_discards(live)) == len(candidates):
+        raise RefusedError(
+            f"Refused: the host drops all discards of domain {live.name}, so a trim would free "
+            "nothing and the guest would take it for done; the guest was not asked to trim.",
+            remedy="Set discard with thinvirt.kvm.domain_discard and power the guest off and on.",
+        )
+
+
+def trim_all(
+    hypervisor: Hypervisor,
+    guests: t.Sequence[Guest],
+    *,
+    minimum_bytes: int,
+    timeout: int,
+    parallel: int,
+    check_mode: bool,
+) -> list[Outcome]:
+    """Trim every running guest, so many at a time; the outcomes in the same order.
+
+    Whatever goes wrong with one guest is in its outcome and does not touch the others.
+
+    :param timeout: seconds for each guest.
+    """
+
+    def work(guest: Guest) -> Outcome:
+        return _trim(
+            hypervisor,
+            guest,
+            minimum_bytes=minimum_bytes,
+            timeout=timeout,
+            check_mode=check_mode,
+        )
+
+    with concurrent.futures.ThreadPoolExecutor(max_workers=min(parallel, MAX_PARALLEL)) as pool:
+        return list(pool.map(work, guests))
+
+
+def _trim(
+    hypervisor: Hypervisor, guest: Guest, *, minimum_bytes: int, timeout: int, check_mode: bool
+) -> Outcome:
+    outcome = Outcome(guest)
+    begin = time.monotonic()
+    try:
+        if not guest.is_active():
+            outcome.reason = "The domain is shut off."
+            return outcome
+        live = xml.parse_domain(guest.live_xml())
+        outcome.findings = dropped_discards(live)
+        refuse_useless(live)
+        agent.ping(guest)
+        paths = _paths(hypervisor, live)
+        before = {target: file_usage(path).allocated_bytes for target, path in paths.items()}
+        try:
+            if not check_mode:
+                outcome.mounts = agent.fstrim(guest, minimum_bytes=minimum_bytes, timeout=timeout)
+        finally:
+            # a guest that ran out of time has given back what it has trimmed until then
+            outcome.disks = tuple(
+                DiskTrim(target, path, before[target], file_usage(path).allocated_bytes)
+                for target, path in paths.items()
+            )
+        outcome.status = "would_trim" if check_mode else "trimmed"
+    except ThinvirtError as error:
+        outcome.status, outcome.error = "failed", error
+    finally:
+        outcome.seconds = time.monotonic() - begin
+    return outcome
+
+
+def _paths(hypervisor: Hypervisor, live: xml.Domain) -> dict[str, str]:
+    """Where each disk that the guest writes lies on this host, by target."""
+    return {
+        disk.target: (
+            hypervisor.volume_path(disk.pool, disk.volume)
+            if disk.source_type == "volume"
+            else disk.path
+        )
+        for disk in live.disks
+        if policy.is_thin_candidate(disk)
+    }

@@ -1,0 +1,262 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Domain XML as data, and edits of it that leave everything else alone (pure).
+
+The tree is edited, never the text: comments, order, metadata, namespaces and
+secrets stay as libvirt gave them.  Values are compared parsed: an attribute that
+is absent equals libvirt's default (https://libvirt.org/formatdomain.html).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
+    HypervisorError,
+    RequirementError,
+)
+
+try:
+    from lxml import etree
+except ImportError:
+    HAS_LXML = False
+else:
+    HAS_LXML = True
+
+AGENT_CHANNEL = "org.qemu.guest_agent.0"
+
+
+@dataclasses.dataclass(frozen=True)
+class DiskSettings:
+    """What libvirt lets an administrator say about giving space back; libvirt's defaults.
+
+    :param discard: ``unmap`` or ``ignore``.
+    :param detect_zeroes: ``off``, ``on`` or ``unmap``.
+    :param discard_no_unref: qcow2 keeps a discarded cluster and punches the file only.
+    :param discard_granularity_bytes: what the guest is told, 0 for QEMU's choice.
+    :param rotation_rate: 1 for a solid state disk, rpm otherwise, 0 for unset.
+    """
+
+    discard: str = "ignore"
+    detect_zeroes: str = "off"
+    discard_no_unref: bool = False
+    discard_granularity_bytes: int = 0
+    rotation_rate: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Disk:
+    """One ``<disk>``.
+
+    :param path: file or block device for types ``file`` and ``block``, else empty.
+    :param pool: storage pool for type ``volume``, with :attr:`volume`.
+    :param format: driver type as configured (``qcow2``, ``raw``), empty if not said.
+    :param controller: index of the controller that the disk hangs on, None if not said.
+    """
+
+    target: str
+    bus: str
+    device: str
+    source_type: str
+    path: str
+    pool: str
+    volume: str
+    format: str
+    readonly: bool
+    shareable: bool
+    controller: int | None
+    settings: DiskSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class Domain:
+    """What this collection reads from a domain's XML.
+
+    :param kind: ``kvm``, ``qemu``, ``test``, …
+    :param scsi_models: model of each scsi controller by index, empty if not said.
+    :param agent_channel: the XML has a guest agent channel.
+    :param agent_connected: an agent has opened it (only in live XML).
+    :param on_poweroff: what libvirt does when the guest powers off; ``destroy`` is off.
+    """
+
+    name: str
+    uuid: str
+    kind: str
+    arch: str
+    machine: str
+    disks: tuple[Disk, ...]
+    scsi_models: t.Mapping[int, str]
+    agent_channel: bool
+    agent_connected: bool
+    on_poweroff: str = "destroy"
+
+    def disk(self, target: str) -> Disk | None:
+        return next((disk for disk in self.disks if disk.target == target), None)
+
+
+def parse_tree(text: str) -> t.Any:
+    """The XML as a tree; entities and network access are off.
+
+    :raises RequirementError: lxml is missing.
+    :raises HypervisorError: it is no domain XML.
+    """
+    if not HAS_LXML:
+        raise RequirementError(
+            "The Python library lxml is missing on this host.",
+            remedy="Install python3-lxml for the Python interpreter that Ansible uses there.",
+        )
+    parser = etree.XMLParser(resolve_entities=False, no_network=True)
+    try:
+        tree = etree.fromstring(text.encode("utf-8"), parser)
+    except etree.XMLSyntaxError as error:
+        raise HypervisorError(f"libvirt returned XML that cannot be parsed: {error}.") from error
+    if tree.tag != "domain":
+        raise HypervisorError(f"Expected the XML of a domain, got <{tree.tag}>.")
+    return tree
+
+
+def parse_domain(text: str) -> Domain:
+    """Read a domain's XML."""
+    tree = parse_tree(text)
+    os_type = tree.find("os/type")
+    agent = [
+        target
+        for target in tree.findall("devices/channel/target")
+        if target.get("name") == AGENT_CHANNEL
+    ]
+    return Domain(
+        name=tree.findtext("name") or "",
+        uuid=tree.findtext("uuid") or "",
+        kind=tree.get("type", ""),
+        arch=os_type.get("arch", "") if os_type is not None else "",
+        machine=os_type.get("machine", "") if os_type is not None else "",
+        disks=tuple(_disk(element) for element in tree.findall("devices/disk")),
+        scsi_models={
+            _number(controller.get("index")) or 0: controller.get("model", "")
+            for controller in tree.findall("devices/controller")
+            if controller.get("type") == "scsi"
+        },
+        agent_channel=bool(agent),
+        agent_connected=any(target.get("state") == "connected" for target in agent),
+        on_poweroff=tree.findtext("on_poweroff") or "destroy",
+    )
+
+
+def with_settings(text: str, wanted: t.Mapping[str, DiskSettings]) -> str:
+    """The XML with these settings on these disks (by target), all else as it was."""
+    tree = parse_tree(text)
+    for element in tree.findall("devices/disk"):
+        settings = wanted.get(_attribute(element, "target", "dev"))
+        if settings is not None and settings != _settings(element):
+            _set(element, settings)
+    return _text(tree)
+
+
+def without_settings(text: str) -> str:
+    """The XML with every discard setting taken out, in canonical form.
+
+    Two domains that differ in nothing else are equal in this form.  The order of the
+    controllers says nothing: libvirt puts those that it added itself elsewhere when the same
+    XML is defined again (seen with 9.0).
+    """
+    tree = parse_tree(text)
+    for element in tree.findall("devices/disk"):
+        _set(element, DiskSettings())
+        driver = element.find("driver")
+        if driver is not None:
+            # libvirt writes defaults out in some versions only
+            for name in ("discard", "detect_zeroes", "discard_no_unref"):
+                driver.attrib.pop(name, None)
+    for controller in sorted(tree.findall("devices/controller"), key=etree.tostring):
+        # appending an element that is in the tree moves it
+        controller.getparent().append(controller)
+    return t.cast(str, etree.canonicalize(_text(tree), strip_text=True))
+
+
+def _text(tree: t.Any) -> str:
+    return etree.tostring(tree.getroottree(), encoding="unicode")
+
+
+def _attribute(element: t.Any, child: str, name: str) -> str:
+    found = element.find(child)
+    return found.get(name, "") if found is not None else ""
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdecimal() else None
+
+
+def _settings(element: t.Any) -> DiskSettings:
+    return DiskSettings(
+        discard=_attribute(element, "driver", "discard") or "ignore",
+        detect_zeroes=_attribute(element, "driver", "detect_zeroes") or "off",
+        discard_no_unref=_attribute(element, "driver", "discard_no_unref") == "on",
+        discard_granularity_bytes=_number(_attribute(element, "blockio", "discard_granularity"))
+        or 0,
+        rotation_rate=_number(_attribute(element, "target", "rotation_rate")) or 0,
+    )
+
+
+def _disk(element: t.Any) -> Disk:
+    address = element.find("address")
+    drive = address is not None and address.get("type") == "drive"
+    return Disk(
+        target=_attribute(element, "target", "dev"),
+        bus=_attribute(element, "target", "bus"),
+        device=element.get("device", "disk"),
+        source_type=element.get("type", "file"),
+        path=_attribute(element, "source", "file") or _attribute(element, "source", "dev"),
+        pool=_attribute(element, "source", "pool"),
+        volume=_attribute(element, "source", "volume"),
+        format=_attribute(element, "driver", "type"),
+        readonly=element.find("readonly") is not None,
+        shareable=element.find("shareable") is not None,
+        controller=_number(address.get("controller")) if drive else None,
+        settings=_settings(element),
+    )
+
+
+def _set(element: t.Any, settings: DiskSettings) -> None:
+    """Write what differs from the element's own settings; a default removes the attribute."""
+    now = _settings(element)
+    values = (
+        ("driver", "discard", now.discard, settings.discard, "ignore"),
+        ("driver", "detect_zeroes", now.detect_zeroes, settings.detect_zeroes, "off"),
+        ("driver", "discard_no_unref", now.discard_no_unref, settings.discard_no_unref, False),
+        (
+            "blockio",
+            "discard_granularity",
+            now.discard_granularity_bytes,
+            settings.discard_granularity_bytes,
+            0,
+        ),
+        ("target", "rotation_rate", now.rotation_rate, settings.rotation_rate, 0),
+    )
+    for child_name, name, before, after, default in values:
+        if after == before:
+            continue
+        child = element.find(child_name)
+        if after == default:
+            del child.attrib[name]
+            if child_name == "blockio" and not child.attrib:
+                element.remove(child)
+        else:
+            if child is None:
+                child = _new_child(element, child_name)
+            child.set(name, "on" if after is True else str(after))
+
+
+def _new_child(element: t.Any, name: str) -> t.Any:
+    """A new child where libvirt itself would write it: driver first, blockio before target."""
+    child = etree.Element(name)
+    if name == "driver":
+        child.set("name", "qemu")
+        position = 0
+    else:
+        target = element.find("target")
+        position = element.index(target) if target is not None else len(element)
+    following = element[position] if position < len(element) else None
+    child.tail = element.text if following is not None else None
+    element.insert(position, child)
+    return child

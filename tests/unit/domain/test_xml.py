@@ -1,0 +1,149 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Domain XML is read as data and edited so that nothing else changes."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import pathlib
+from xml.etree import ElementTree
+
+import pytest
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import xml
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import HypervisorError
+
+RICH = (pathlib.Path(__file__).parent / "data" / "rich.xml").read_text(encoding="utf-8")
+THIN = xml.DiskSettings(discard="unmap")
+
+
+def changed_lines(before: str, after: str) -> list[str]:
+    """What an ordinary diff shows; lxml writes double quotes, so both sides get them."""
+    canonical = [text.replace("'", '"').splitlines() for text in (before, after)]
+    return [line for line in difflib.ndiff(*canonical) if line[0] in "+-"]
+
+
+def test_a_domain_is_read():
+    domain = xml.parse_domain(RICH)
+    assert (domain.name, domain.kind, domain.machine) == ("web1", "kvm", "pc-q35-7.2")
+    assert [disk.target for disk in domain.disks] == ["sda", "vdb", "sdc", "sdd", "vde"]
+    assert domain.scsi_models == {0: "virtio-scsi"}
+    assert domain.agent_channel
+    assert domain.agent_connected
+    sda, vdb, sdc, sdd, vde = domain.disks
+    assert (sda.path, sda.format, sda.controller) == ("/srv/images/web1.qcow2", "qcow2", 0)
+    assert vdb.path == "/dev/vg/web1-data"
+    assert vdb.settings == xml.DiskSettings(
+        discard="unmap", detect_zeroes="unmap", discard_granularity_bytes=65536
+    )
+    assert (sdc.pool, sdc.volume, sdc.format) == ("default", "log.raw", "")
+    assert sdc.settings.rotation_rate == 1
+    assert sdd.readonly
+    assert vde.source_type == "network"
+
+
+def test_one_attribute_is_added_and_nothing_else_changes():
+    after = xml.with_settings(RICH, {"sda": THIN})
+    assert changed_lines(RICH, after) == [
+        '-       <driver name="qemu" type="qcow2" cache="none" io="native"/>',
+        '+       <driver name="qemu" type="qcow2" cache="none" io="native" discard="unmap"/>',
+    ]
+
+
+def test_nothing_to_change_changes_nothing():
+    domain = xml.parse_domain(RICH)
+    same = {disk.target: disk.settings for disk in domain.disks}
+    assert changed_lines(RICH, xml.with_settings(RICH, same)) == []
+
+
+def test_a_disk_without_driver_gets_one():
+    after = xml.with_settings(RICH, {"sdc": dataclasses.replace(THIN, rotation_rate=1)})
+    assert changed_lines(RICH, after) == ['+       <driver name="qemu" discard="unmap"/>']
+
+
+def test_defaults_remove_attributes():
+    after = xml.with_settings(RICH, {"vdb": xml.DiskSettings(), "sdc": xml.DiskSettings()})
+    assert changed_lines(RICH, after) == [
+        '-       <driver name="qemu" type="raw" discard="unmap" detect_zeroes="unmap"/>',
+        '+       <driver name="qemu" type="raw"/>',
+        '-       <blockio logical_block_size="4096" discard_granularity="65536"/>',
+        '+       <blockio logical_block_size="4096"/>',
+        '-       <target dev="sdc" bus="sata" rotation_rate="1"/>',
+        '+       <target dev="sdc" bus="sata"/>',
+    ]
+
+
+ALL = xml.DiskSettings(
+    discard="unmap",
+    detect_zeroes="unmap",
+    discard_no_unref=True,
+    discard_granularity_bytes=32768,
+    rotation_rate=1,
+)
+
+
+@pytest.mark.parametrize("target", ["sda", "vdb", "sdc"])
+def test_what_is_written_is_read_back(target):
+    after = xml.with_settings(RICH, {target: ALL})
+    disk = xml.parse_domain(after).disk(target)
+    assert disk is not None
+    assert disk.settings == ALL
+    assert xml.parse_domain(xml.with_settings(after, {target: xml.DiskSettings()})).disk(
+        target
+    ).settings == (xml.DiskSettings())
+
+
+def test_secrets_comments_and_foreign_namespaces_stay():
+    after = xml.with_settings(RICH, {"sda": ALL, "vdb": ALL, "sdc": ALL})
+    for text in ("hunter2", "ordered by the accountants", "the boot disk", "Käthe &amp; Söhne"):
+        assert text in after
+    assert '<qemu:arg value="-newarg"/>' in after
+
+
+def test_another_parser_reads_the_edited_xml():
+    after = xml.with_settings(RICH, {"sda": ALL})
+    driver = ElementTree.fromstring(after).find("devices/disk[1]/driver")
+    assert driver is not None
+    assert driver.get("discard") == "unmap"
+
+
+def test_without_settings_sees_every_other_difference():
+    plain = xml.without_settings(RICH)
+    assert plain == xml.without_settings(xml.with_settings(RICH, {"sda": ALL, "vdb": ALL}))
+    assert plain != xml.without_settings(RICH.replace("hunter2", "hunter3"))
+    assert plain != xml.without_settings(RICH.replace("cache='none'", "cache='writeback'"))
+    assert plain != xml.without_settings(RICH.replace("<readonly/>", ""))
+
+
+def test_without_settings_does_not_mind_the_order_of_controllers():
+    one, two = "<controller type='usb' index='0'/>", "<controller type='scsi' index='1'/>"
+    texts = [
+        RICH.replace("</devices>", f"{first}\n{second}</devices>")
+        for first, second in ((one, two), (two, one))
+    ]
+    assert xml.without_settings(texts[0]) == xml.without_settings(texts[1])
+    assert xml.without_settings(texts[0]) != xml.without_settings(RICH)
+
+
+def test_an_explicit_default_is_the_default():
+    explicit = RICH.replace("io='native'", "io='native' discard='ignore' detect_zeroes='off'")
+    assert xml.parse_domain(explicit).disks[0].settings == xml.DiskSettings()
+    assert xml.without_settings(explicit) == xml.without_settings(RICH)
+
+
+@pytest.mark.parametrize("text", ["", "<domain>", "<network/>", "no xml at all"])
+def test_what_is_no_domain_is_an_error(text):
+    with pytest.raises(HypervisorError):
+        xml.parse_domain(text)
+
+
+def test_entities_are_not_followed():
+    evil = (
+        '<!DOCTYPE domain [<!ENTITY x SYSTEM "file:///etc/passwd">]>'
+        "<domain><name>&x;</name></domain>"
+    )
+    assert "root:" not in xml.parse_domain(evil).name
+
+
+def test_a_domain_without_anything_has_no_disks():
+    assert xml.parse_domain("<domain/>").disks == ()
