@@ -23,6 +23,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.select import
     refuse_duplicates,
     select,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.xml import Disk
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     AgentError,
     HypervisorError,
@@ -62,6 +63,8 @@ class Guest:
         self._domain = domain
         self.name: str = domain.name()
         self.uuid: str = domain.UUIDString()
+        #: Whether it ran when it was looked up; unlike :meth:`is_active`, not asked anew.
+        self.was_active: bool = domain.ID() >= 0
 
     def is_active(self) -> bool:
         with _translated(f"read the state of domain {self.name}"):
@@ -80,9 +83,14 @@ class Guest:
         with _translated(f"read the XML of domain {self.name}"):
             return t.cast(str, self._domain.XMLDesc(0))
 
-    def configured_xml(self) -> str:
-        """XML of the next start, secrets included: fit to be defined again, never to be shown."""
-        flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+    def configured_xml(self, *, with_secrets: bool) -> str:
+        """XML of the next start.
+
+        :param with_secrets: passwords included: fit to be defined again, never to be shown.
+        """
+        flags = libvirt.VIR_DOMAIN_XML_INACTIVE
+        if with_secrets:
+            flags |= libvirt.VIR_DOMAIN_XML_SECURE
         with _translated(f"read the configuration of domain {self.name}"):
             return t.cast(str, self._domain.XMLDesc(flags))
 
@@ -215,8 +223,10 @@ class Hypervisor:
         with _translated("define the domain"):
             return Guest(self._connection.defineXML(xml))
 
-    def volume_path(self, pool: str, volume: str) -> str:
-        """Where a storage volume lies on the host."""
-        with _translated(f"look up volume {volume} in storage pool {pool}"):
-            found = self._connection.storagePoolLookupByName(pool).storageVolLookupByName(volume)
-            return t.cast(str, found.path())
+    def disk_path(self, disk: Disk) -> str:
+        """Where the data of a disk lies on this host; empty if it is elsewhere or nowhere."""
+        if disk.source_type != "volume":
+            return disk.path
+        with _translated(f"look up volume {disk.volume} in storage pool {disk.pool}"):
+            pool = self._connection.storagePoolLookupByName(disk.pool)
+            return t.cast(str, pool.storageVolLookupByName(disk.volume).path())

@@ -97,7 +97,7 @@ def decide(
     outcomes, read = [], []
     for guest in hypervisor.guests(domains):
         try:
-            outcome = Outcome(guest, guest.configured_xml())
+            outcome = Outcome(guest, guest.configured_xml(with_secrets=True))
             configured = xml.parse_domain(outcome.configured_xml)
             live = xml.parse_domain(guest.live_xml()) if guest.is_active() else None
             read.append((outcome, configured, live))

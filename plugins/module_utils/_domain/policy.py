@@ -25,6 +25,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     RefusedError,
     UnsupportedError,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._findings import Finding
 from ansible_collections.thinvirt.kvm.plugins.module_utils._plan import Change
 
 Version = tuple[int, int, int]
@@ -117,9 +118,28 @@ class DomainPlan:
         return any(disk.restart_required for disk in self.disks)
 
 
+def is_written(disk: Disk) -> bool:
+    """A disk that a guest writes; a CD-ROM, a floppy or a read-only disk keeps what it has."""
+    return disk.device in ("disk", "lun") and not disk.readonly
+
+
 def is_thin_candidate(disk: Disk) -> bool:
     """A disk that a guest writes and whose space this host could get back."""
-    return disk.device == "disk" and not disk.readonly and disk.source_type in _THIN_SOURCES
+    return is_written(disk) and disk.device == "disk" and disk.source_type in _THIN_SOURCES
+
+
+def discard_ignored(domain: str, disk: Disk) -> Finding | None:
+    """A finding if QEMU drops the discards that a guest sends to this disk."""
+    if disk.settings.discard == "unmap":
+        return None
+    return Finding(
+        id="discard-ignored",
+        severity="error",
+        reason="QEMU drops the guest's discards, and the guest does not notice.",
+        remedy="Set discard with thinvirt.kvm.domain_discard and power the guest off and on.",
+        domain=domain,
+        disk=disk.target,
+    )
 
 
 def choose_disks(domain: Domain, patterns: t.Sequence[str]) -> tuple[Disk, ...]:

@@ -34,14 +34,14 @@ def redefine(
     :raises HypervisorError: libvirt refused, or kept something else than it was given; in
         that case the old configuration has been put back.
     """
-    if guest.configured_xml() != before:
+    if guest.configured_xml(with_secrets=True) != before:
         raise RefusedError(
             f"The configuration of domain {guest.name} was changed by somebody else while this "
             "task ran; it was left as it is.",
             remedy="Run the task again.",
         )
     hypervisor.define(after)
-    if not is_as_wanted(guest.configured_xml()):
+    if not is_as_wanted(guest.configured_xml(with_secrets=True)):
         hypervisor.define(before)
         raise HypervisorError(
             f"libvirt did not keep the new configuration of domain {guest.name} as it was given; "

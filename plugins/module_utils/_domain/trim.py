@@ -94,18 +94,12 @@ class Outcome:
 
 def dropped_discards(live: xml.Domain) -> tuple[Finding, ...]:
     """A finding for each disk of a running domain whose discards the host drops (pure)."""
-    return tuple(
-        Finding(
-            id="discard-ignored",
-            severity="error",
-            reason="The running domain drops the guest's discards, and the guest does not notice.",
-            remedy="Set discard with thinvirt.kvm.domain_discard and power the guest off and on.",
-            domain=live.name,
-            disk=disk.target,
-        )
+    found = (
+        policy.discard_ignored(live.name, disk)
         for disk in live.disks
-        if policy.is_thin_candidate(disk) and disk.settings.discard != "unmap"
+        if policy.is_thin_candidate(disk)
     )
+    return tuple(finding for finding in found if finding is not None)
 
 
 def refuse_useless(live: xml.Domain) -> None:
@@ -193,11 +187,7 @@ def _trim(
 def _paths(hypervisor: Hypervisor, live: xml.Domain) -> dict[str, str]:
     """Where each disk that the guest writes lies on this host, by target."""
     return {
-        disk.target: (
-            hypervisor.volume_path(disk.pool, disk.volume)
-            if disk.source_type == "volume"
-            else disk.path
-        )
+        disk.target: hypervisor.disk_path(disk)
         for disk in live.disks
         if policy.is_thin_candidate(disk)
     }

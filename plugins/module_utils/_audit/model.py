@@ -1,0 +1,142 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What an audit knows of a disk, from the guest down to the host's storage (pure)."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.xml import (
+    Disk,
+    DiskSettings,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
+from ansible_collections.thinvirt.kvm.plugins.module_utils._findings import Finding
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qcow2 import Qcow2Header
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.filesystem import FileSystem
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.punch import PunchProbe
+
+#: Of a link of the chain, and of the disk as a whole.
+State = t.Literal["works", "broken", "unknown"]
+
+
+#: ``(st_dev, st_ino)``: the same file, whatever its name.
+FileKey = tuple[int, int]
+
+NOT_LOOKED_AT = PunchProbe(None, "The storage was not looked at.")
+
+
+@dataclasses.dataclass(frozen=True)
+class BackingFile:
+    """A file below an image in its chain."""
+
+    path: str
+    key: FileKey
+    allocated_bytes: int
+    file_system: FileSystem
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+    """What holds a disk's data on this host.
+
+    :param path: as the domain names it, or where the storage volume lies; empty for a disk
+        whose data is not on this host.
+    :param format: as the domain configures it, never probed.
+    :param promised_bytes: the disk that the guest sees; None if it can't be read.
+    :param allocated_bytes: blocks on the host; None for a block device.
+    :param length_bytes: the file's length, or the device's capacity.
+    :param qcow2: its header; None for other formats.
+    :param backing: the backing files, as far as they could be followed.
+    :param file_system: None for a block device.
+    :param punch: whether the storage under it takes space back.
+    :param error: why the image could not be read; empty otherwise.
+    :param backing_error: why its backing files could not be followed; empty otherwise.
+    """
+
+    path: str
+    format: str
+    block_device: bool = False
+    promised_bytes: int | None = None
+    allocated_bytes: int | None = None
+    length_bytes: int | None = None
+    key: FileKey | None = None
+    qcow2: Qcow2Header | None = None
+    backing: tuple[BackingFile, ...] = ()
+    file_system: FileSystem | None = None
+    punch: PunchProbe = NOT_LOOKED_AT
+    error: str = ""
+    backing_error: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """One link of the way that a discard takes, judged.
+
+    :param name: ``machine``, ``bus``, ``discard``, ``format`` or ``storage``.
+    :param value: what is there, such as ``pc-q35-7.2`` or ``unmap``.
+    :param finding: stable id of the finding if it does not work, empty if it does.
+    :param reason: why it does not work, one sentence.
+    :param remedy: what to do.
+    """
+
+    name: str
+    value: str
+    state: State = "works"
+    finding: str = ""
+    reason: str = ""
+    remedy: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class DiskAudit:
+    """One disk.
+
+    :param disk: as it is judged: of the running domain, or as configured if that is off.
+    :param live: settings of the running QEMU; None if the domain is off.
+    :param configured: settings of the next start; None for a disk that is gone by then.
+    :param links: from guest to storage.
+    :param findings: what stands in the way, and what soon will.
+    """
+
+    disk: Disk
+    live: DiskSettings | None
+    configured: DiskSettings | None
+    image: Image
+    links: tuple[Link, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def verdict(self) -> State:
+        """One broken link breaks the chain, whatever is unknown besides."""
+        states: set[State] = {link.state for link in self.links}
+        if "broken" in states:
+            return "broken"
+        return "unknown" if "unknown" in states else "works"
+
+    @property
+    def culprit(self) -> Link | None:
+        """The first link that is as bad as the verdict, counted from the guest."""
+        if self.verdict == "works":
+            return None
+        return next(link for link in self.links if link.state == self.verdict)
+
+
+@dataclasses.dataclass(frozen=True)
+class DomainAudit:
+    """One domain.
+
+    :param agent_connected: an agent has opened the channel; None if the domain is off.
+    :param error: why it could not be audited; then the rest is empty.
+    """
+
+    name: str
+    uuid: str
+    active: bool
+    machine: str = ""
+    agent_channel: bool = False
+    agent_connected: bool | None = None
+    disks: tuple[DiskAudit, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    error: ThinvirtError | None = None
