@@ -195,9 +195,13 @@ domains:
           description: Settings of the running guest, V(null) if it is off or lacks the disk.
           type: dict
     error:
-      description: Why this domain could not be worked on; RV(domains[].error.msg) is one sentence.
+      description: Why this domain could not be worked on.
       type: dict
       returned: on failure of this domain
+      contains:
+        msg:
+          description: What happened and what to do, in a sentence or two.
+          type: str
 """
 
 from ansible.module_utils.basic import AnsibleModule

@@ -183,9 +183,13 @@ domains:
       type: float
       sample: 0.26
     error:
-      description: Why this domain was not trimmed; RV(domains[].error.msg) is one sentence.
+      description: Why this domain was not trimmed.
       type: dict
       returned: on failure of this domain
+      contains:
+        msg:
+          description: What happened and what to do, in a sentence or two.
+          type: str
 """
 
 from ansible.module_utils.basic import AnsibleModule

@@ -142,7 +142,7 @@ domains:
       type: list
       elements: dict
       returned: success
-      contains: &finding
+      contains:
         id:
           description: Stable name of the finding.
           type: str
@@ -259,9 +259,13 @@ domains:
           type: list
           elements: dict
     error:
-      description: Why the domain could not be read; RV(domains[].error.msg) is one sentence.
+      description: Why the domain could not be read.
       type: dict
       returned: on failure of this domain
+      contains:
+        msg:
+          description: What happened and what to do, in a sentence or two.
+          type: str
 file_systems:
   description: The file systems that hold images, sorted by mount point. Block devices have none.
   returned: always

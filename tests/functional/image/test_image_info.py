@@ -287,6 +287,6 @@ def test_many_images_one_bad(tmp_path):
 def test_headers_of_a_thousand_images_are_cheap(tmp_path):
     path = create(tmp_path / "x.qcow2")
     begin = time.monotonic()
-    for _ in range(1000):
+    for _number in range(1000):
         read_image_header(path)
     assert time.monotonic() - begin < 1

@@ -53,7 +53,7 @@ def test_what_takes_too_long_is_killed_with_all_its_children(tmp_path):
 
 def wait_for_end(pid: int) -> None:
     """Init reaps an orphan in its own time."""
-    for _ in range(100):
+    for _number in range(100):
         try:
             with open(f"/proc/{pid}/stat") as file:
                 if file.read().rsplit(")", 1)[1].split()[0] == "Z":

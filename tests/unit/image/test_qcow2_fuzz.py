@@ -34,12 +34,12 @@ NASTY = [0, 1, 7, 0x7F, 0x80, 0xFF]
 
 def mutate(data: bytes, dice: random.Random) -> bytes:
     changed = bytearray(data)
-    for _ in range(dice.randint(1, 6)):
+    for _number in range(dice.randint(1, 6)):
         # Most of the meaning lies in the first 400 bytes.
         at = dice.randrange(400 if dice.random() < 0.9 else len(changed))
         changed[at : at + dice.choice([1, 1, 4, 8])] = bytes(
             dice.choice(NASTY) if dice.random() < 0.5 else dice.randrange(256)
-            for _ in range(dice.choice([1, 1, 4, 8]))
+            for _number in range(dice.choice([1, 1, 4, 8]))
         )
     if dice.random() < 0.1:
         del changed[dice.randrange(len(changed)) :]
@@ -50,7 +50,7 @@ def mutate(data: bytes, dice: random.Random) -> bytes:
 def test_mutated_headers(seed):
     dice = random.Random(seed)  # noqa: S311
     parsed = refused = 0
-    for _ in range(20000):
+    for _number in range(20000):
         data = mutate(SEEDS[seed], dice)
         try:
             header = qcow2.parse_header(data, file_length=made.FILE_LENGTH)
@@ -68,7 +68,7 @@ def test_mutated_headers(seed):
 def test_mutated_snapshot_tables():
     table = b"".join(made.snapshot(b"%d" % n, b"name", extra=bytes(24)) for n in range(20))
     dice = random.Random(0)  # noqa: S311
-    for _ in range(5000):
+    for _number in range(5000):
         try:
             qcow2.parse_snapshots(mutate(table, dice), count=dice.choice([1, 20, 65536]))
         except ImageError:
