@@ -210,6 +210,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection im
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.select import refuse_duplicates
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._plan import diff
+from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_raise
 from ansible_collections.thinvirt.kvm.plugins.module_utils._spec import (
     failure_message,
     libvirt_spec,
@@ -252,8 +253,11 @@ def main() -> None:
             )
             changes = [c for o in outcomes if o.plan is not None for c in o.plan.changes()]
             if not module.check_mode:
-                for outcome in outcomes:
-                    discard.carry_out(hypervisor, outcome, apply=apply, timeout=params["timeout"])
+                with signals_raise():
+                    for outcome in outcomes:
+                        discard.carry_out(
+                            hypervisor, outcome, apply=apply, timeout=params["timeout"]
+                        )
     except ThinvirtError as error:
         module.fail_json(**error.result())
     result = {

@@ -99,7 +99,7 @@ freed_bytes:
   type: int
   sample: 524288000
 summary:
-  description: One line per domain that was trimmed or failed, for people.
+  description: One line per domain, for people.
   returned: always
   type: list
   elements: str
@@ -213,13 +213,15 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
-    if not 1 <= params["parallel"] <= trim.MAX_PARALLEL:
-        module.fail_json(msg=f"parallel must be between 1 and {trim.MAX_PARALLEL}.")
-    if params["timeout"] < 1 or params["minimum_bytes"] < 0:
-        module.fail_json(msg="timeout must be at least 1, minimum_bytes at least 0.")
+    for name, lowest, highest in (
+        ("parallel", 1, trim.MAX_PARALLEL),
+        ("timeout", 1, (1 << 31) - 1),  # libvirt's
+        ("minimum_bytes", 0, (1 << 63) - 1),  # the agent's
+    ):
+        if not lowest <= params[name] <= highest:
+            module.fail_json(msg=f"{name} must be between {lowest} and {highest}.")
     try:
-        with Hypervisor(params["uri"]) as hypervisor:
-            hypervisor.require_local()
+        with Hypervisor(params["uri"], local_only=True) as hypervisor:
             outcomes = trim.trim_all(
                 hypervisor,
                 hypervisor.guests(params["domains"]),
@@ -230,7 +232,7 @@ def main() -> None:
             )
     except ThinvirtError as error:
         module.fail_json(**error.result())
-    freed = sum(outcome.freed_bytes for outcome in outcomes)
+    freed = trim.freed_bytes(outcomes)
     result = {
         "changed": freed > 0 and not module.check_mode,
         "freed_bytes": freed,

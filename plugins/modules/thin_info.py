@@ -192,8 +192,8 @@ domains:
           type: int
           sample: 10737418240
         allocated_bytes:
-          description: Blocks that it occupies on the host, as C(du) counts; V(null) for a block
-            device.
+          description: Blocks that it occupies on the host, as C(du) counts, an external data file
+            included; V(null) for a block device.
           type: int
           sample: 874512384
         length_bytes:
@@ -303,7 +303,7 @@ file_systems:
       description: The sizes of their disks together, as the guests see them.
       type: int
     allocated_bytes:
-      description: What they and their backing files occupy.
+      description: What they and their backing and data files occupy.
       type: int
     overcommit_ratio:
       description:
@@ -337,8 +337,7 @@ def main() -> None:
     params = module.params
     try:
         options = Options(allowed_dirs=tuple(params["allowed_dirs"]))
-        with Hypervisor(params["uri"]) as hypervisor:
-            hypervisor.require_local()
+        with Hypervisor(params["uri"], local_only=True) as hypervisor:
             auditor = Auditor(
                 hypervisor,
                 allowed_dirs=options.allowed_dirs,

@@ -18,6 +18,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.xml import (
     Domain,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._findings import Finding
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import shown
 
 _VIRTIO_SCSI = ("virtio-scsi", "virtio-transitional", "virtio-non-transitional")
 #: Measured: virtio, scsi on virtio-scsi, and ide.  sata shares ide's code (hw/ide/core.c).
@@ -262,11 +263,14 @@ def _storage(disk: Disk, image: Image) -> Link:
             value=disk.source_type,
             state="unknown",
             finding="storage-not-local",
-            reason=f"The data of a disk of type {disk.source_type} is not on this host.",
+            reason=f"A disk of type {disk.source_type} lies in no file or block device of this "
+            "host.",
             remedy="Compare what the storage itself reports before and after a trim.",
         )
     system = image.file_system
-    value = "block device" if system is None else f"{system.type} at {system.mount_point}"
+    value = "block device" if image.block_device else "unknown"
+    if system is not None:
+        value = f"{system.type} at {shown(system.mount_point)}"
     if image.punch.works:
         return Link(name="storage", value=value)
     if image.punch.works is None:

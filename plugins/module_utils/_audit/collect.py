@@ -28,12 +28,14 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import Thinvi
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.chain import (
     Places,
     backing_chain,
+    data_file_path,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.files import (
     OpenImage,
     open_image,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.header import (
+    ImageHeader,
     read_open_header,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.extents import file_usage
@@ -127,7 +129,8 @@ class Auditor:
             return image
         try:
             # QEMU opens what the administrator's domain names, links followed; so do we.
-            with open_image(os.path.realpath(path)) as opened:
+            real = os.path.realpath(path) if os.path.isabs(path) else path
+            with open_image(real) as opened:
                 return self._read(image, opened)
         except ThinvirtError as error:
             return dataclasses.replace(image, error=str(error))
@@ -153,18 +156,23 @@ class Auditor:
             length_bytes=header.length_bytes,
             qcow2=header.qcow2,
         )
-        if header.qcow2 is None or header.qcow2.backing_file is None:
-            return image
         try:
-            places = Places.of(opened.path, allowed_dirs=self._allowed_dirs)
-            chain = backing_chain(opened, header, places=places)
-            return dataclasses.replace(
-                image,
-                backing=tuple(self._backing_file(link.path) for link in chain if not link.error),
-                backing_error=chain[-1].error,
-            )
+            return self._with_files_below(image, opened, header)
         except ThinvirtError as error:
             return dataclasses.replace(image, backing_error=str(error))
+
+    def _with_files_below(self, image: Image, opened: OpenImage, header: ImageHeader) -> Image:
+        # QEMU looks for backing files beside a symlink, not beside the file that it leads to.
+        places = Places.of(image.path, allowed_dirs=self._allowed_dirs)
+        data_file = data_file_path(header, places=places)
+        named = dataclasses.replace(opened, path=image.path)
+        chain = backing_chain(named, header, places=places)
+        return dataclasses.replace(
+            image,
+            backing=tuple(self._backing_file(link.path) for link in chain if not link.error),
+            data_file=self._backing_file(data_file) if data_file else None,
+            backing_error=chain[-1].error if chain else "",
+        )
 
     def _backing_file(self, path: str) -> BackingFile:
         with open_image(path) as opened:
@@ -172,7 +180,7 @@ class Auditor:
                 path=path,
                 key=opened.key,
                 allocated_bytes=file_usage(opened.fd).allocated_bytes or 0,
-                file_system=self._file_system(opened),
+                file_system=None if opened.block_device else self._file_system(opened),
             )
 
     def _file_system(self, opened: OpenImage) -> FileSystem:

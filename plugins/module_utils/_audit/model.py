@@ -29,12 +29,15 @@ NOT_LOOKED_AT = PunchProbe(None, "The storage was not looked at.")
 
 @dataclasses.dataclass(frozen=True)
 class BackingFile:
-    """A file below an image in its chain."""
+    """A file below an image: one of its chain, or its data file.
+
+    :param file_system: None for a block device.
+    """
 
     path: str
     key: FileKey
     allocated_bytes: int
-    file_system: FileSystem
+    file_system: FileSystem | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +52,11 @@ class Image:
     :param length_bytes: the file's length, or the device's capacity.
     :param qcow2: its header; None for other formats.
     :param backing: the backing files, as far as they could be followed.
+    :param data_file: the external data file, which holds the guest's data in the image's place.
     :param file_system: None for a block device.
     :param punch: whether the storage under it takes space back.
     :param error: why the image could not be read; empty otherwise.
-    :param backing_error: why its backing files could not be followed; empty otherwise.
+    :param backing_error: why its backing or data files could not be followed; empty otherwise.
     """
 
     path: str
@@ -64,6 +68,7 @@ class Image:
     key: FileKey | None = None
     qcow2: Qcow2Header | None = None
     backing: tuple[BackingFile, ...] = ()
+    data_file: BackingFile | None = None
     file_system: FileSystem | None = None
     punch: PunchProbe = NOT_LOOKED_AT
     error: str = ""

@@ -8,6 +8,7 @@ import dataclasses
 import typing as t
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._audit.model import (
+    BackingFile,
     DiskAudit,
     DomainAudit,
     FileKey,
@@ -29,7 +30,7 @@ _GIB = 1 << 30
 class Sums:
     """What the images on one file system promise and take, each file counted once, in bytes.
 
-    :param allocated_bytes: backing files included, which promise nothing themselves.
+    :param allocated_bytes: backing and data files included, which promise nothing themselves.
     """
 
     file_system: FileSystem
@@ -70,9 +71,14 @@ def sum_up(domains: t.Iterable[DomainAudit]) -> list[Sums]:
         if image.file_system is not None:
             sums_of(image.file_system).promise(image)
             sums_of(image.file_system).allocate(image.key, image.allocated_bytes)
-        for backing in image.backing:
-            sums_of(backing.file_system).allocate(backing.key, backing.allocated_bytes)
+        for below in _files_below(image):
+            if below.file_system is not None:
+                sums_of(below.file_system).allocate(below.key, below.allocated_bytes)
     return sorted(by_device.values(), key=lambda sums: sums.file_system.mount_point)
+
+
+def _files_below(image: Image) -> tuple[BackingFile, ...]:
+    return image.backing if image.data_file is None else (*image.backing, image.data_file)
 
 
 def domain_result(domain: DomainAudit) -> Result:
@@ -147,7 +153,7 @@ def _disk_result(disk: DiskAudit) -> Result:
         "path": encodable(image.path),
         "format": image.format,
         "promised_bytes": image.promised_bytes,
-        "allocated_bytes": image.allocated_bytes,
+        "allocated_bytes": _occupied_bytes(image),
         "length_bytes": image.length_bytes,
         "mount_point": encodable(image.file_system.mount_point) if image.file_system else None,
         "backing_chain": [encodable(backing.path) for backing in image.backing],
@@ -160,6 +166,12 @@ def _disk_result(disk: DiskAudit) -> Result:
         "configured": dataclasses.asdict(disk.configured) if disk.configured else None,
         "findings": [finding.result() for finding in disk.findings],
     }
+
+
+def _occupied_bytes(image: Image) -> int | None:
+    if image.data_file is None or image.allocated_bytes is None:
+        return image.allocated_bytes
+    return image.allocated_bytes + image.data_file.allocated_bytes
 
 
 def _link_result(link: Link) -> Result:

@@ -23,7 +23,11 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.select import
     refuse_duplicates,
     select,
 )
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.xml import Disk
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.xml import (
+    NOTE_NAMESPACE,
+    Disk,
+    note_element,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     AgentError,
     HypervisorError,
@@ -78,6 +82,24 @@ class Guest:
         with _translated(f"read the state of domain {self.name}"):
             return bool(self._domain.hasManagedSaveImage(0))
 
+    def snapshot_count(self) -> int:
+        with _translated(f"count the snapshots of domain {self.name}"):
+            return self._count(self._domain.snapshotNum)
+
+    def checkpoint_count(self) -> int:
+        with _translated(f"list the checkpoints of domain {self.name}"):
+            return self._count(lambda: len(self._domain.listAllCheckpoints()))
+
+    @staticmethod
+    def _count(ask: t.Callable[[], int]) -> int:
+        """A driver that knows none has none."""
+        try:
+            return ask()
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
+                return 0
+            raise
+
     def live_xml(self) -> str:
         """XML of the running domain (without secrets), or of the configured one if it is off."""
         with _translated(f"read the XML of domain {self.name}"):
@@ -93,6 +115,23 @@ class Guest:
             flags |= libvirt.VIR_DOMAIN_XML_SECURE
         with _translated(f"read the configuration of domain {self.name}"):
             return t.cast(str, self._domain.XMLDesc(flags))
+
+    def write_note(self, text: str) -> None:
+        """Leave a note in the domain's configuration, in an element of our own."""
+        self._set_note(note_element(text))
+
+    def remove_note(self) -> None:
+        self._set_note(None)
+
+    def _set_note(self, element: str | None) -> None:
+        with _translated(f"change the metadata of domain {self.name}"):
+            self._domain.setMetadata(
+                libvirt.VIR_DOMAIN_METADATA_ELEMENT,
+                element,
+                "thinvirt",
+                NOTE_NAMESPACE,
+                libvirt.VIR_DOMAIN_AFFECT_CONFIG,
+            )
 
     def shutdown(self) -> None:
         """Ask the guest to power off; returns at once.
@@ -137,6 +176,12 @@ def _agent_error(name: str, command: str, timeout: int, error: t.Any) -> AgentEr
             f"of {timeout} s, or is not running: {error}.",
             remedy="Start qemu-guest-agent in the guest, or raise timeout if the guest is busy.",
         )
+    if code == libvirt.VIR_ERR_OPERATION_INVALID:
+        return AgentError(
+            f"Domain {name} is paused or about to stop, so its guest agent cannot answer "
+            f"{command}: {error}.",
+            remedy=f"Let it run on with virsh resume {name}.",
+        )
     if code in (libvirt.VIR_ERR_OPERATION_UNSUPPORTED, libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED):
         return AgentError(
             f"Domain {name} has no guest agent channel.",
@@ -149,14 +194,28 @@ def _agent_error(name: str, command: str, timeout: int, error: t.Any) -> AgentEr
     )
 
 
+def _refuse_remote(uri: str) -> None:
+    if is_remote(uri):
+        raise RefusedError(
+            f"{uri} leads to another machine, whose disks cannot be measured from here; "
+            "nothing was changed.",
+            remedy="Run the task on the hypervisor itself, with a local uri such as "
+            "qemu:///system.",
+        )
+
+
 class Hypervisor:
     """An open connection.
 
+    :param local_only: refuse another machine, whose disks cannot be measured from here.
+    :raises RefusedError: the URI leads to one; it was not asked.
     :raises RequirementError: libvirt's Python bindings are missing.
     :raises HypervisorError: nobody answers at the URI, or it is no libvirt URI.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, local_only: bool = False) -> None:
+        if local_only:
+            _refuse_remote(uri)
         if not HAS_LIBVIRT:
             raise RequirementError(
                 "The Python bindings of libvirt are missing on this host.",
@@ -171,6 +230,10 @@ class Hypervisor:
                 remedy="Check that the daemon runs, that uri is right, and that the user may use "
                 "its socket (become: true, or membership in the group libvirt).",
             ) from error
+        if local_only:
+            # an empty uri means libvirt's default, and libvirt.conf may give names to URIs
+            with _translated("tell its URI"):
+                _refuse_remote(self._connection.getURI())
 
     def __enter__(self) -> Hypervisor:
         return self
@@ -178,16 +241,6 @@ class Hypervisor:
     def __exit__(self, *_exception: object) -> None:
         with contextlib.suppress(libvirt.libvirtError):
             self._connection.close()
-
-    def require_local(self) -> None:
-        """Refuse a connection to another machine, whose disks cannot be measured from here."""
-        if is_remote(self.uri):
-            raise RefusedError(
-                f"{self.uri} leads to another machine, whose disks cannot be measured from here; "
-                "nothing was changed.",
-                remedy="Run the task on the hypervisor itself, with a local uri such as "
-                "qemu:///system.",
-            )
 
     def versions(self) -> Versions:
         with _translated("tell its version"):
@@ -223,10 +276,28 @@ class Hypervisor:
         with _translated("define the domain"):
             return Guest(self._connection.defineXML(xml))
 
+    def refresh_pools(self, paths: t.Iterable[str]) -> None:
+        """Have each storage pool that one of these files is a volume of look at it anew.
+
+        What is no volume has no pool.  A pool that can't be refreshed now does so at its next
+        start; nothing depends on it.
+        """
+        pools: dict[str, t.Any] = {}
+        for path in paths:
+            with contextlib.suppress(libvirt.libvirtError):
+                volume = self._connection.storageVolLookupByPath(path)
+                pool = volume.storagePoolLookupByVolume()
+                pools[pool.name()] = pool
+        for pool in pools.values():
+            with contextlib.suppress(libvirt.libvirtError):
+                pool.refresh(0)
+
     def disk_path(self, disk: Disk) -> str:
         """Where the data of a disk lies on this host; empty if it is elsewhere or nowhere."""
         if disk.source_type != "volume":
             return disk.path
         with _translated(f"look up volume {disk.volume} in storage pool {disk.pool}"):
             pool = self._connection.storagePoolLookupByName(disk.pool)
-            return t.cast(str, pool.storageVolLookupByName(disk.volume).path())
+            path = t.cast(str, pool.storageVolLookupByName(disk.volume).path())
+        # what pools of other machines call a path (rbd: POOL/IMAGE) is none of this host
+        return path if path.startswith("/") else ""

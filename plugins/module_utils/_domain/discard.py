@@ -9,8 +9,8 @@ import typing as t
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import (
     policy,
-    power,
     redefine,
+    restart,
     xml,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import (
@@ -21,6 +21,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     RefusedError,
     ThinvirtError,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import StoppedError
 
 
 @dataclasses.dataclass
@@ -30,6 +31,7 @@ class Outcome:
     :param configured_xml: with secrets; never part of a result.
     :param error: why this domain was left as it is, or what went wrong.
     :param defined: its configuration has been replaced.
+    :param forgotten: a run that was killed has left it shut down.
     :param downtime_seconds: how long the guest was off, None if it was not restarted.
     """
 
@@ -39,6 +41,7 @@ class Outcome:
     agent_connected: bool = False
     error: ThinvirtError | None = None
     defined: bool = False
+    forgotten: bool = False
     downtime_seconds: float | None = None
 
     def cycles(self, apply: str) -> bool:
@@ -49,7 +52,9 @@ class Outcome:
         """What the plan says; once something went wrong, what was done until then."""
         if self.error is not None:
             return self.defined
-        return self.plan is not None and (bool(self.plan.changes()) or self.cycles(apply))
+        return self.plan is not None and (
+            self.forgotten or bool(self.plan.changes()) or self.cycles(apply)
+        )
 
     def result(self, apply: str) -> dict[str, t.Any]:
         """The domain's entry in the module's ``domains``."""
@@ -110,6 +115,7 @@ def decide(
             plan = policy.plan_discard(
                 configured, live, wanted=wanted, disks=disks, versions=versions
             )
+            outcome.forgotten = restart.is_forgotten(configured)
             outcome.plan = plan
             outcome.agent_connected = live is not None and live.agent_connected
             if plan.changes() or plan.restart_required:
@@ -140,10 +146,14 @@ def carry_out(
                 is_as_wanted=lambda text: _is_as_wanted(text, after, plan),
             )
             outcome.defined = True
+        if outcome.forgotten:
+            restart.start_forgotten(outcome.guest)
         if outcome.cycles(apply):
-            outcome.downtime_seconds = power.power_cycle(
-                outcome.guest, timeout=timeout, wait_for_agent=outcome.agent_connected
+            outcome.downtime_seconds = restart.power_cycle(
+                outcome.guest, timeout=timeout, expect_agent=outcome.agent_connected
             )
+    except StoppedError:
+        raise
     except ThinvirtError as error:
         outcome.error = error
     return outcome.error

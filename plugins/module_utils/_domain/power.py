@@ -1,9 +1,6 @@
 # SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Turn a guest off and on again, so that a new QEMU reads its configuration.
-
-A reboot inside the guest is not enough: the QEMU process stays the same.
-"""
+"""Shut a guest down in order, and wait until one that was started is back."""
 
 from __future__ import annotations
 
@@ -22,35 +19,12 @@ _POLL_SECONDS = 0.5
 _ASK_AGAIN_SECONDS = 20
 
 
-def power_cycle(guest: Guest, *, timeout: int, wait_for_agent: bool) -> float:
-    """Shut a running guest down in order, start it, and wait until it is back.
+def shut_down(guest: Guest, timeout: int) -> None:
+    """Shut a running guest down in order, never by force.
 
-    The guest is never forced off.
-
-    :param timeout: seconds for the shutdown, and again for the agent to come back.
-    :param wait_for_agent: the guest had an agent before, so wait for it afterwards.
-    :returns: seconds without service, from the request until the agent answered (or until
-        the start, without an agent).
-    :raises RefusedError: the guest did not power off in time; it still runs.
-    :raises HypervisorError: the guest is off and did not start again.
-    :raises AgentError: the guest was started, and its agent did not come back in time.
+    :param timeout: seconds until it must be off.
+    :raises RefusedError: it is not; it was left running.
     """
-    begin = time.monotonic()
-    _shut_down(guest, timeout)
-    try:
-        guest.start()
-    except HypervisorError as error:
-        raise HypervisorError(
-            f"Domain {guest.name} was shut down to apply its new settings and does not start "
-            f"again: {error.message}",
-            remedy=f"Look at its log and run virsh start {guest.name}.",
-        ) from error
-    if wait_for_agent:
-        _wait_for_agent(guest, timeout)
-    return time.monotonic() - begin
-
-
-def _shut_down(guest: Guest, timeout: int) -> None:
     begin = time.monotonic()
     asked = begin - _ASK_AGAIN_SECONDS
     refusal = ""
@@ -59,7 +33,7 @@ def _shut_down(guest: Guest, timeout: int) -> None:
         if now - begin > timeout:
             raise RefusedError(
                 f"Domain {guest.name} did not power off within {timeout} s and was left running; "
-                f"its new settings wait for its next start.{refusal}",
+                f"what needs it to be off was not done.{refusal}",
                 remedy="Shut it down from inside, or raise timeout.",
             )
         if now - asked >= _ASK_AGAIN_SECONDS:
@@ -72,7 +46,11 @@ def _shut_down(guest: Guest, timeout: int) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _wait_for_agent(guest: Guest, timeout: int) -> None:
+def wait_for_agent(guest: Guest, timeout: int) -> None:
+    """Wait until the agent of a guest that was started answers.
+
+    :raises AgentError: it does not within ``timeout`` seconds.
+    """
     deadline = time.monotonic() + timeout
     while True:
         try:

@@ -13,7 +13,10 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import Refuse
 
 def is_remote(uri: str) -> bool:
     """Whether a libvirt URI leads to another machine than this one (pure)."""
-    parsed = urllib.parse.urlparse(uri)
+    try:
+        parsed = urllib.parse.urlparse(uri)
+    except ValueError:  # only a host can be malformed in a way that urllib minds
+        return True
     return bool(parsed.hostname) and "+unix" not in parsed.scheme and parsed.scheme != "test"
 
 

@@ -92,6 +92,23 @@ class Outcome:
         return entry
 
 
+def freed_bytes(outcomes: t.Iterable[Outcome]) -> int:
+    """What the host gained in all (pure).
+
+    Domains that share a file and trim at the same time each measure the same gain: it counts once.
+    """
+    sums: dict[str, int] = {}
+    spans: dict[str, tuple[int, int]] = {}
+    for disk in (disk for outcome in outcomes for disk in outcome.disks):
+        before, after = disk.allocated_before_bytes, disk.allocated_after_bytes
+        if before is not None and after is not None:
+            sums[disk.path] = sums.get(disk.path, 0) + max(0, before - after)
+            most, least = spans.get(disk.path, (before, after))
+            spans[disk.path] = max(most, before), min(least, after)
+    gained = {path: max(0, most - least) for path, (most, least) in spans.items()}
+    return sum(min(total, gained[path]) for path, total in sums.items())
+
+
 def dropped_discards(live: xml.Domain) -> tuple[Finding, ...]:
     """A finding for each disk of a running domain whose discards the host drops (pure)."""
     found = (
@@ -186,8 +203,9 @@ def _trim(
 
 def _paths(hypervisor: Hypervisor, live: xml.Domain) -> dict[str, str]:
     """Where each disk that the guest writes lies on this host, by target."""
-    return {
+    paths = {
         disk.target: hypervisor.disk_path(disk)
         for disk in live.disks
         if policy.is_thin_candidate(disk)
     }
+    return {target: path for target, path in paths.items() if path}

@@ -25,6 +25,7 @@ else:
     HAS_LXML = True
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
+NOTE_NAMESPACE = "https://github.com/thinvirt/thinvirt.kvm/restart"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Domain:
     :param agent_channel: the XML has a guest agent channel.
     :param agent_connected: an agent has opened it (only in live XML).
     :param on_poweroff: what libvirt does when the guest powers off; ``destroy`` is off.
+    :param restart_note: the process that has shut the guest down for its work; see ``restart``.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Domain:
     agent_channel: bool
     agent_connected: bool
     on_poweroff: str = "destroy"
+    restart_note: str = ""
 
     def disk(self, target: str) -> Disk | None:
         return next((disk for disk in self.disks if disk.target == target), None)
@@ -120,6 +123,7 @@ def parse_domain(text: str) -> Domain:
     """Read a domain's XML."""
     tree = parse_tree(text)
     os_type = tree.find("os/type")
+    note = tree.find(f"metadata/{{{NOTE_NAMESPACE}}}restart")
     agent = [
         target
         for target in tree.findall("devices/channel/target")
@@ -140,6 +144,7 @@ def parse_domain(text: str) -> Domain:
         agent_channel=bool(agent),
         agent_connected=any(target.get("state") == "connected" for target in agent),
         on_poweroff=tree.findtext("on_poweroff") or "destroy",
+        restart_note=note.get("process", "") if note is not None else "",
     )
 
 
@@ -172,6 +177,11 @@ def without_settings(text: str) -> str:
         # appending an element that is in the tree moves it
         controller.getparent().append(controller)
     return t.cast(str, etree.canonicalize(_text(tree), strip_text=True))
+
+
+def note_element(process: str) -> str:
+    """The element of our own for a domain's metadata, see :attr:`Domain.restart_note`."""
+    return str(etree.tostring(etree.Element("restart", process=process), encoding="unicode"))
 
 
 def _text(tree: t.Any) -> str:

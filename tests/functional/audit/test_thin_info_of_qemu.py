@@ -1,0 +1,197 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""thin_info on a real libvirt and QEMU: what runs against what is configured.
+
+The guests are paused and have no system; changes are made with virsh.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from lab import Disk, GuestSpec
+from support import assert_explains, run_module
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def guest(lab, request):
+    """A guest with a disk on every bus that matters, and a CD drive; it is off."""
+    guest = lab.create(
+        GuestSpec(
+            f"i-{request.node.name.split('[')[0][-40:]}",
+            machine="pc-i440fx-3.1",
+            memory_mib=64,
+            disks=(
+                Disk("sda", "scsi", size_bytes=MIB, discard="unmap"),
+                Disk("vda", "virtio", size_bytes=MIB, discard="unmap"),
+                Disk("hda", "ide", size_bytes=MIB),
+                Disk("hdc", "ide", size_bytes=MIB, device="cdrom", readonly=True),
+            ),
+        )
+    )
+    yield guest
+    guest.destroy()
+    if guest.name in lab.virsh("list", "--all", "--name").split():
+        lab.virsh("undefine", guest.name)
+
+
+@pytest.fixture
+def define(lab, guest, tmp_path):
+    """Change the configuration by replacing text; a running guest goes on as it is."""
+
+    def define(*replacements):
+        xml = guest.xml(inactive=True)
+        for old, new in replacements:
+            assert old in xml
+            xml = xml.replace(old, new)
+        path = tmp_path / "domain.xml"
+        path.write_text(xml, encoding="utf-8")
+        lab.virsh("define", str(path))
+
+    return define
+
+
+def audit(lab, guest, **arguments):
+    """The domain's entry, and its disks by target."""
+    result = run_module("thin_info", uri=lab.uri, domains=[guest.name], **arguments)
+    assert not result["failed"], result["msg"]
+    (domain,) = result["domains"]
+    return domain, {disk["target"]: disk for disk in domain["disks"]}
+
+
+def findings(disk):
+    return [finding["id"] for finding in disk["findings"]]
+
+
+def test_a_guest_that_is_off_is_judged_by_its_configuration(lab, guest, define):
+    domain, disks = audit(lab, guest)
+    assert (domain["active"], domain["machine"]) == (False, "pc-i440fx-3.1")
+    assert (domain["agent_channel"], domain["agent_connected"]) == (True, None)
+    assert {target: (disk["verdict"], disk["broken_link"]) for target, disk in disks.items()} == {
+        "sda": ("works", ""),
+        "vda": ("broken", "machine"),
+        "hda": ("broken", "discard"),
+    }
+    assert all(disk["live"] is None for disk in disks.values())
+    for disk in disks.values():
+        assert disk["allocated_bytes"] == os.stat(disk["path"]).st_blocks * 512
+
+    define(("pc-i440fx-3.1", "pc-i440fx-4.0"))
+    _domain, disks = audit(lab, guest)
+    assert disks["vda"]["verdict"] == "works"
+
+
+def test_a_running_guest_is_judged_by_what_it_runs_with(lab, guest, define):
+    lab.virsh("start", guest.name, "--paused")
+    domain, disks = audit(lab, guest)
+    assert (domain["active"], domain["agent_connected"]) == (True, False)
+    assert [f["id"] for f in domain["findings"] if not f["disk"]] == ["agent-disconnected"]
+    assert (disks["sda"]["verdict"], findings(disks["hda"])) == ("works", ["discard-ignored"])
+
+    # hda is the only disk without discard
+    define(("type='qcow2'/>", "type='qcow2' discard='unmap'/>"), ("3.1", "4.0"))
+    _domain, disks = audit(lab, guest)
+    assert findings(disks["hda"]) == ["restart-required"]
+    assert (disks["hda"]["live"]["discard"], disks["hda"]["configured"]["discard"]) == (
+        "ignore",
+        "unmap",
+    )
+    assert disks["hda"]["verdict"] == "broken"
+    assert "reboot is not enough" in disks["hda"]["remedy"]
+    # a configured machine type helps nobody yet
+    assert disks["vda"]["broken_link"] == "machine"
+
+    guest.destroy()
+    lab.virsh("start", guest.name, "--paused")
+    domain, disks = audit(lab, guest)
+    assert domain["machine"] == "pc-i440fx-4.0"
+    assert [disk["verdict"] for disk in disks.values()] == ["works"] * 3
+
+
+def test_what_ends_with_the_next_start_is_a_warning(lab, guest, define):
+    lab.virsh("start", guest.name, "--paused")
+    define((" discard='unmap'", ""))
+    _domain, disks = audit(lab, guest)
+    assert disks["sda"]["verdict"] == "works"
+    assert findings(disks["sda"]) == ["discard-not-configured"]
+    assert disks["sda"]["configured"]["discard"] == "ignore"
+
+
+def test_a_disk_that_is_plugged_in_for_now(lab, guest, tmp_path):
+    lab.virsh("start", guest.name, "--paused")
+    path = tmp_path / "extra.raw"
+    path.write_bytes(b"x" * MIB)
+    lab.virsh("attach-disk", guest.name, str(path), "sdb", "--subdriver", "raw", "--live")
+    _domain, disks = audit(lab, guest)
+    assert disks["sdb"]["live"]["discard"] == "ignore"
+    assert disks["sdb"]["configured"] is None
+    assert findings(disks["sdb"]) == ["discard-ignored"]
+    assert disks["sdb"]["promised_bytes"] == MIB
+
+
+def test_a_guest_on_an_external_snapshot(lab, guest):
+    base = str(guest.disk("sda").path)
+    lab.virsh("start", guest.name, "--paused")
+    lab.virsh("snapshot-create-as", guest.name, "snap", "--disk-only", "--no-metadata", "--atomic")
+    _domain, disks = audit(lab, guest)
+    assert disks["sda"]["path"] == os.path.splitext(base)[0] + ".snap"
+    assert disks["sda"]["backing_chain"] == [base]
+    assert disks["sda"]["verdict"] == "works"
+    for disk in disks.values():
+        os.unlink(disk["path"])
+
+
+def test_a_transient_guest(lab, guest):
+    lab.virsh("start", guest.name, "--paused")
+    lab.virsh("undefine", guest.name)
+    domain, disks = audit(lab, guest)
+    assert domain["active"]
+    assert set(disks) == {"sda", "vda", "hda"}
+
+
+def test_secrets_are_not_shown(lab, guest, define):
+    define(("</devices>", "<graphics type='vnc' port='-1' passwd='hunter2'/></devices>"))
+    lab.virsh("start", guest.name, "--paused")
+    assert "hunter2" in lab.virsh("dumpxml", guest.name, "--security-info")
+    result = run_module("thin_info", uri=lab.uri, domains=[guest.name])
+    assert "hunter2" not in str(result)
+
+
+def test_a_running_guest_is_not_disturbed(lab, guest):
+    lab.virsh("start", guest.name, "--paused")
+    before = guest.xml(), guest.xml(inactive=True), guest.state()
+    checked = run_module("thin_info", uri=lab.uri, domains=[guest.name], check=True)
+    real = run_module("thin_info", uri=lab.uri, domains=[guest.name])
+    assert checked["domains"] == real["domains"]
+    assert (guest.xml(), guest.xml(inactive=True), guest.state()) == before
+
+
+@pytest.mark.parametrize("module", ["thin_info", "domain_trim"])
+def test_another_machine_behind_a_default_uri(lab, tmp_path, monkeypatch, module):
+    """An empty uri says nothing: only the connection tells where libvirt's default leads."""
+    program = tmp_path / "tunnel"
+    socket = lab.uri.split("socket=")[1]
+    program.write_text(_TUNNEL.format(socket=socket, mark=str(tmp_path / "used")))
+    program.chmod(0o755)
+    monkeypatch.setenv("LIBVIRT_DEFAULT_URI", f"qemu+ext://elsewhere/system?command={program}")
+    result = run_module(module, uri="", domains=["*"])
+    assert_explains(result, "qemu+ext://elsewhere/system", "leads to another machine")
+    assert (tmp_path / "used").exists()
+
+
+#: What stands between libvirt and a daemon elsewhere, as ssh would.
+_TUNNEL = """#!/usr/bin/python3
+import os, pathlib, socket, threading
+pathlib.Path({mark!r}).touch()
+there = socket.socket(socket.AF_UNIX)
+there.connect({socket!r})
+def up():
+    while data := os.read(0, 65536):
+        there.sendall(data)
+threading.Thread(target=up, daemon=True).start()
+while data := there.recv(65536):
+    os.write(1, data)
+"""
