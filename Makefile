@@ -13,7 +13,7 @@ ARGS ?=
 RUN := . tools/env.sh;
 SCRIPTS := tools/setup tools/sanity tools/env.sh $(wildcard tools/lab/*.sh) .ci/run
 
-.PHONY: help setup demo demo-clean test static lint types sanity unit functional live
+.PHONY: help setup setup-test demo demo-clean test bench static lint types sanity unit functional live
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -21,17 +21,23 @@ help: ## what can be made
 setup: ## install what is missing (Debian packages, .venv, collections); others do this too
 	@tools/setup </dev/null
 
+setup-test: # what tests and benchmarks need besides
+	@tools/setup test </dev/null
+
 demo: setup ## reclaim 500 MiB of a real guest's disk and prove it (about 2 min)
 	@$(RUN) python -m demo run </dev/null
 
 demo-clean: ## remove every trace of the demo, processes included
 	@PYTHONPATH=tools PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m demo clean
 
-test: setup ## everything: static checks, then unit, functional and live tests
+test: setup-test ## everything: static checks, then unit, functional and live tests
 	@echo "==> Static checks: lint, types, sanity (about 1 min; 2 min the first time)"
 	@$(MAKE) -j2 --output-sync=target static
 	@echo "==> Unit, functional and live tests (about 10 min without KVM)"
 	@$(RUN) pytest tests $(ARGS) </dev/null
+
+bench: setup-test ## time the modules against the bare tools (about 5 min)
+	@$(RUN) python -m bench </dev/null
 
 static: lint types sanity
 
@@ -46,7 +52,7 @@ lint: setup ## ruff, yamllint, ansible-lint, shellcheck, antsibull
 
 types: setup ## mypy, strict, on plugins and tools
 	@$(RUN) mypy -p ansible_collections.thinvirt.kvm.plugins
-	@$(RUN) mypy tools/lab tools/demo
+	@$(RUN) mypy tools/lab tools/demo tools/bench
 
 sanity: setup ## ansible-test sanity, with no ignore files
 	@tools/sanity
@@ -54,8 +60,8 @@ sanity: setup ## ansible-test sanity, with no ignore files
 unit: setup ## pure parts, seconds
 	@$(RUN) pytest tests/unit $(ARGS) </dev/null
 
-functional: setup ## real qemu-img and file systems, test:///default
+functional: setup-test ## real qemu-img and file systems, test:///default
 	@$(RUN) pytest tests/functional $(ARGS) </dev/null
 
-live: setup ## real guests (about 10 min without KVM)
+live: setup-test ## real guests (about 10 min without KVM)
 	@$(RUN) pytest tests/live $(ARGS) </dev/null

@@ -61,10 +61,12 @@ def domain(
     return element
 
 
-def pool(name: str, kind: str, volumes: t.Mapping[str, object], /, **source: str) -> ET.Element:
+def pool(
+    pool_name: str, kind: str, volumes: t.Mapping[str, object], /, **source: str
+) -> ET.Element:
     """A storage ``<pool>`` with the paths of its volumes by name."""
     element = ET.Element("pool", type=kind)
-    ET.SubElement(element, "name").text = name
+    ET.SubElement(element, "name").text = pool_name
     its_source = ET.SubElement(element, "source")
     for tag, value in source.items():
         if tag == "host":

@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     argument = commands.add_parser("up", help="start guests, wait for their agents, print JSON")
     argument.add_argument("spec", type=argparse.FileType(), help="JSON file, or - for stdin")
     argument = commands.add_parser("exec", help="run a program in a guest")
+    argument.add_argument("--timeout", type=float, default=60, help="in seconds (60)")
     argument.add_argument("guest")
     argument.add_argument("argv", nargs=argparse.REMAINDER)
     argument = commands.add_parser("virsh", help="run virsh on the lab")
@@ -103,7 +104,7 @@ def main() -> int:
             case "up":
                 print(json.dumps(up(lab, args.spec.read())))
             case "exec":
-                output = lab.guest(args.guest).run(*args.argv, check=False)
+                output = lab.guest(args.guest).run(*args.argv, timeout=args.timeout, check=False)
                 sys.stdout.write(output.stdout)
                 sys.stderr.write(output.stderr)
                 return output.rc

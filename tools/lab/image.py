@@ -61,11 +61,17 @@ rm -rf "$1"/var/cache/apt/*.bin "$1"/usr/share/locale/*
 
 @dataclass(frozen=True)
 class GuestImage:
-    """The files of a built guest image."""
+    """The files of a built guest image, and its kernel's modules."""
 
     disk: Path
     kernel: Path
     initrd: Path
+    modules: Path
+
+    @property
+    def release(self) -> str:
+        """The kernel's version, as ``uname -r`` says it."""
+        return (self.modules / "release").read_text(encoding="ascii")
 
 
 def _key() -> str:
@@ -80,7 +86,8 @@ def guest_image(cache: Path, say: Callable[[str], None] = print) -> GuestImage:
     :raises LabError: the build failed; the log that it names tells why.
     """
     folder = cache / f"image-{_key()}"
-    image = GuestImage(folder / "base.qcow2", folder / "vmlinuz", folder / "initrd")
+    names = ("base.qcow2", "vmlinuz", "initrd", "modules")
+    image = GuestImage(*(folder / name for name in names))
     if folder.is_dir():
         return image
     cache.mkdir(parents=True, exist_ok=True)
@@ -146,6 +153,9 @@ def _make_disk(work: Path, done: Path, log: Path) -> None:
     for pattern, name in (("vmlinuz-*", "vmlinuz"), ("initrd.img-*", "initrd")):
         (kernel,) = (root / "boot").glob(pattern)
         shutil.copyfile(kernel, done / name)
+    (modules,) = (root / "usr" / "lib" / "modules").iterdir()
+    shutil.copytree(modules, done / "modules", symlinks=True)
+    (done / "modules" / "release").write_text(modules.name, encoding="ascii")
     call(
         ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, done / "base.qcow2"],
         timeout=300,
