@@ -12,3 +12,5 @@ export PYTHONPATH=$cache:$root/tools
 export ANSIBLE_HOME=$cache/ansible-home
 export ANSIBLE_NOCOWS=1
 export PYTHONDONTWRITEBYTECODE=1
+# The tests' files: on a disk, as /tmp may be a tmpfs, and by a short name, for sockets.
+export PYTEST_DEBUG_TEMPROOT=/var/tmp

@@ -20,7 +20,32 @@ def libvirt_spec(*, domains_required: bool) -> dict[str, t.Any]:
     return {"uri": {"type": "str", "default": "qemu:///system"}, "domains": domains}
 
 
+def compact_spec() -> dict[str, t.Any]:
+    """How images are compacted; ``doc_fragments/compact.py`` documents the same."""
+    return {
+        "method": {
+            "type": "str",
+            "choices": ["auto", "punch", "rewrite", "trim"],
+            "default": "auto",
+        },
+        "min_reclaim_bytes": {"type": "int", "default": 1 << 30},
+        "min_reclaim_percent": {"type": "int", "default": 10},
+        "min_free_bytes": {"type": "int", "default": 1 << 30},
+        "cluster_size_bytes": {"type": "int"},
+        "compression": {"type": "str", "choices": ["none", "zlib", "zstd"]},
+        "preallocation": {"type": "str", "choices": ["off", "metadata", "falloc", "full"]},
+        "flatten": {"type": "bool", "default": False},
+        "allowed_dirs": {"type": "list", "elements": "str", "default": []},
+        "keep_original": {"type": "bool", "default": False},
+        "accept_no_rollback": {"type": "bool", "default": False},
+        "timeout": {"type": "int", "default": 21600},
+    }
+
+
 def failure_message(things: str, failed: t.Sequence[tuple[str, ThinvirtError]], *, of: int) -> str:
-    """One message for several failures, each named; the others' results stand beside it."""
+    """One message for all failures, each named; the others' results stand beside it.
+
+    :param failed: names and errors; a thing that failed in several ways stands there as often.
+    """
     listed = " ".join(f"{name}: {error}" for name, error in failed)
-    return f"{len(failed)} of {of} {things} failed. {listed}"
+    return f"{len({name for name, _error in failed})} of {of} {things} failed. {listed}"

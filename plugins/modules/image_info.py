@@ -244,6 +244,9 @@ images:
           description: Its name.
           type: str
           sample: qemu-system-x86
+        writes:
+          description: Whether it has the image open for writing.
+          type: bool
     backing_chain:
       description:
         - The backing files, from the image's own downwards. One that is missing or unreadable ends

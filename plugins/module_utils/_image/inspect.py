@@ -41,12 +41,14 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import (
     probe_locks,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.process import Runner, run
-from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_img import (
-    Bitmap,
-    CheckResult,
-    QemuImg,
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_argv import (
     Storage,
     image_spec,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_img import QemuImg
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_output import (
+    Bitmap,
+    CheckResult,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.extents import (
     data_extents,

@@ -9,19 +9,28 @@ lock proves use; no lock proves little: other programs, and QEMU with ``locking=
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import fcntl
+import glob
+import math
 import os
-import stat
 import struct
 import time
 import typing as t
+
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import RefusedError
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import shown
 
 #: QEMU's permissions by their number n.
 PERMISSIONS = ("consistent-read", "write", "write-unchanged", "resize", "graph-mod")
 USED_BASE = 100
 UNSHARED_BASE = 200
+#: The permissions, by number, that let somebody change an image: write and resize.
+_WRITING = (1, 3)
+#: What a file system answers that knows no such locks.
+_NO_LOCKS = (errno.EINVAL, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 #: Scanning /proc for holders stops after this many seconds; what was found by then counts.
 MAX_SCAN_SECONDS = 5.0
@@ -59,10 +68,12 @@ class Holder:
     """A process that has an image open.
 
     :param command: the kernel's name for it, 15 bytes at most, such as ``qemu-system-x86``.
+    :param writes: it may write to it.
     """
 
     pid: int
     command: str
+    writes: bool = False
 
 
 def probe_locks(fd: int) -> LockState:
@@ -76,36 +87,152 @@ def probe_locks(fd: int) -> LockState:
             unshared=frozenset(_locked(fd, UNSHARED_BASE)),
         )
     except OSError as error:
-        if error.errno in (errno.EINVAL, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+        if error.errno in _NO_LOCKS:
             return LockState(used=frozenset(), unshared=frozenset(), known=False)
         raise
 
 
 def _locked(fd: int, base: int) -> t.Iterator[str]:
     for number, permission in enumerate(PERMISSIONS):
-        # F_WRLCK is in conflict with any lock of others; to ask needs no right to write.
-        question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, base + number, 1, 0)
-        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, question)
-        if _FLOCK.unpack(answer)[0] != fcntl.F_UNLCK:
+        if _is_locked(fd, base + number):
             yield permission
 
 
+def _is_locked(fd: int, byte: int) -> bool:
+    # F_WRLCK is in conflict with any lock of others; to ask needs no right to write.
+    question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, question)
+    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+
+def _set_lock(fd: int, kind: int, byte: int) -> None:
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
+
+
+@contextlib.contextmanager
+def writers_kept_out(fd: int, path: str) -> t.Iterator[None]:
+    """Nobody who heeds QEMU's locks writes to an open image, or resizes it, meanwhile.
+
+    First we say that we do not share these permissions, then we look whether somebody has them:
+    in this order no domain that starts at the same time is missed.  A domain that starts later
+    fails to get its lock, and says so.  Tools that only read go on working.
+
+    :param path: for messages.
+    :raises RefusedError: somebody writes to it, or the file system knows no such locks.
+    :raises OSError: the kernel refuses for another reason.
+    """
+    taken = []
+    try:
+        for number in _WRITING:
+            try:
+                _set_lock(fd, fcntl.F_RDLCK, UNSHARED_BASE + number)
+            except OSError as error:
+                if error.errno in (errno.EAGAIN, errno.EACCES):  # a lock on the whole file
+                    raise _in_use(fd, path) from error
+                if error.errno in _NO_LOCKS:
+                    raise RefusedError(
+                        f"The file system of {shown(path)} has no locks that QEMU heeds, so a "
+                        "domain could start meanwhile; nothing was changed.",
+                        remedy="Work on a copy on a local file system.",
+                    ) from error
+                raise
+            taken.append(number)
+        if any(_is_locked(fd, USED_BASE + number) for number in _WRITING):
+            raise _in_use(fd, path)
+        yield
+    finally:
+        for number in taken:
+            _set_lock(fd, fcntl.F_UNLCK, UNSHARED_BASE + number)
+
+
+def refuse_writer(fd: int, path: str) -> None:
+    """Refuse an image that somebody may change through QEMU right now; no lock is taken.
+
+    :raises RefusedError: somebody may.
+    """
+    if probe_locks(fd).writer:
+        raise _in_use(fd, path)
+
+
+def refuse_reader(fd: int, path: str) -> None:
+    """Refuse an image that somebody has open through QEMU, if only to read; no lock is taken.
+
+    A domain reads the backing file of its disk, and may commit to it later: by its name, and by
+    tables that it has read from the file that had the name before.
+
+    :raises RefusedError: somebody has.
+    """
+    if probe_locks(fd).used:
+        raise _in_use(fd, path)
+
+
+def _in_use(fd: int, path: str) -> RefusedError:
+    status = os.fstat(fd)
+    key = (status.st_dev, status.st_ino)
+    holders = find_holders([key]).get(key, ())
+    named = ", ".join(f"{holder.command} ({holder.pid})" for holder in holders)
+    return RefusedError(
+        f"{shown(path)} is in use{f' by {named}' if named else ''}; nothing was changed.",
+        remedy="Shut the domain down, or end what uses the image, and run it again.",
+    )
+
+
+def refuse_other_writers(fd: int, path: str) -> None:
+    """Refuse an image that somebody may write to without QEMU's locks: open for writing, or looped.
+
+    Only what this user may see is found; root sees all.
+
+    :raises RefusedError: somebody may write to it.
+    """
+    status = os.fstat(fd)
+    key = (status.st_dev, status.st_ino)
+    loops = loop_devices_of(key)
+    if loops:
+        raise RefusedError(
+            f"{shown(path)} is attached to {', '.join(loops)}; nothing was changed.",
+            remedy="Detach it (losetup -d) and run it again.",
+        )
+    holders = find_holders([key], max_seconds=math.inf).get(key, ())
+    if any(holder.writes for holder in holders):
+        raise _in_use(fd, path)
+
+
+def loop_devices_of(key: tuple[int, int], *, sysfs: str = "/sys/block") -> list[str]:
+    """The loop devices that a file is attached to; the kernel holds it for them, no process."""
+    found = []
+    for name in sorted(glob.glob(f"{sysfs}/loop*/loop/backing_file")):
+        try:
+            with open(name, encoding="utf-8", errors="surrogateescape") as file:
+                status = os.stat(file.read().rstrip("\n"))
+        except OSError:  # detached meanwhile, or its file was deleted
+            continue
+        if (status.st_dev, status.st_ino) == key:
+            found.append(f"/dev/{name.split('/')[-3]}")
+    return found
+
+
 def find_holders(
-    wanted: t.Collection[tuple[int, int]], *, proc: str = "/proc"
+    wanted: t.Collection[tuple[int, int]],
+    *,
+    proc: str = "/proc",
+    max_seconds: float | None = None,
 ) -> dict[tuple[int, int], list[Holder]]:
     """The processes that have files open, for all files in one scan of /proc.
 
     :param wanted: ``(st_dev, st_ino)`` of the files; nothing is scanned without any.
+    :param max_seconds: :data:`MAX_SCAN_SECONDS` by default.
     :returns: an entry for each that is open somewhere; processes that we may not look into,
-        and those that a scan of :data:`MAX_SCAN_SECONDS` did not reach, are missing.
+        and those that a scan of ``max_seconds`` did not reach, are missing.
     """
     found: dict[tuple[int, int], list[Holder]] = {}
-    deadline = time.monotonic() + MAX_SCAN_SECONDS
+    deadline = time.monotonic() + (MAX_SCAN_SECONDS if max_seconds is None else max_seconds)
     for pid in _other_processes(proc) if wanted else ():
         if time.monotonic() > deadline:
             break
-        for key in _open_files(f"{proc}/{pid}/fd").intersection(wanted):
-            found.setdefault(key, []).append(Holder(pid, _command(f"{proc}/{pid}/comm")))
+        descriptors = _open_files(f"{proc}/{pid}/fd", wanted)
+        for key, names in descriptors.items():
+            writes = any(_may_write(f"{proc}/{pid}/fdinfo/{name}") for name in names)
+            found.setdefault(key, []).append(Holder(pid, _command(f"{proc}/{pid}/comm"), writes))
     return found
 
 
@@ -118,9 +245,11 @@ def _other_processes(proc: str) -> list[int]:
     return sorted(pid for pid in numbers if pid != os.getpid())
 
 
-def _open_files(folder: str) -> set[tuple[int, int]]:
-    """``(st_dev, st_ino)`` of the regular files and block devices that a process has open."""
-    found: set[tuple[int, int]] = set()
+def _open_files(
+    folder: str, wanted: t.Collection[tuple[int, int]]
+) -> dict[tuple[int, int], list[str]]:
+    """Which of the wanted files a process has open, and under which descriptors."""
+    found: dict[tuple[int, int], list[str]] = {}
     try:
         names = os.listdir(folder)
     except OSError:  # the process ended, or is not ours to look into
@@ -133,9 +262,19 @@ def _open_files(folder: str) -> set[tuple[int, int]]:
             status = os.stat(link)
         except OSError:  # closed meanwhile
             continue
-        if stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode):
-            found.add((status.st_dev, status.st_ino))
+        key = (status.st_dev, status.st_ino)
+        if key in wanted:
+            found.setdefault(key, []).append(name)
     return found
+
+
+def _may_write(fdinfo: str) -> bool:
+    try:
+        with open(fdinfo, encoding="ascii") as file:
+            flags = [line.split()[1] for line in file if line.startswith("flags:")]
+    except OSError:  # closed meanwhile
+        return False
+    return any(int(flag, 8) & os.O_ACCMODE != os.O_RDONLY for flag in flags)
 
 
 def _command(path: str) -> str:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import selectors
@@ -12,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
+import types
 import typing as t
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
@@ -27,6 +29,8 @@ SEARCH_PATH = "/usr/bin:/bin:/usr/sbin:/sbin:/usr/local/bin"
 MAX_MEMORY_BYTES = 4 * 1024**3
 #: The most that a program may print.  ``map`` needs some 130 bytes for an extent.
 MAX_OUTPUT_BYTES = 256 * 1024**2
+_TICK_SECONDS = 1.0
+_NO_ENV: t.Mapping[str, str] = types.MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +45,16 @@ class Completed:
 class Runner(t.Protocol):
     """What starts programs: :func:`run`, or a stand-in in tests."""
 
-    def __call__(self, argv: t.Sequence[str], *, timeout: float) -> Completed:
+    def __call__(
+        self,
+        argv: t.Sequence[str],
+        *,
+        timeout: float,
+        pass_fds: t.Sequence[int] = (),
+        on_output: t.Callable[[bytes], None] | None = None,
+        env: t.Mapping[str, str] = _NO_ENV,
+        max_memory_bytes: int = MAX_MEMORY_BYTES,
+    ) -> Completed:
         """Run a program to its end, as :func:`run` does."""
 
 
@@ -58,12 +71,25 @@ def find_program(name: str, *, package: str) -> str:
 
 
 def run(
-    argv: t.Sequence[str], *, timeout: float, max_output_bytes: int = MAX_OUTPUT_BYTES
+    argv: t.Sequence[str],
+    *,
+    timeout: float,
+    pass_fds: t.Sequence[int] = (),
+    on_output: t.Callable[[bytes], None] | None = None,
+    env: t.Mapping[str, str] = _NO_ENV,
+    max_memory_bytes: int = MAX_MEMORY_BYTES,
+    max_output_bytes: int = MAX_OUTPUT_BYTES,
 ) -> Completed:
     """Run a program without a shell, its input closed, in the C locale.
 
+    It ends with this process, however that ends.
+
     :param argv: the program's absolute path and its arguments.
     :param timeout: seconds, of the clock and of CPU time.
+    :param pass_fds: open files that it may use, as ``/proc/self/fd/N``.
+    :param on_output: takes what it prints as it comes, which then is not returned; called with
+        nothing every second besides.  What it raises ends the program.
+    :param env: variables besides the locale and the search path.
     :returns: an exit status other than 0 is no error here; 127 means that there is no such
         program.
     :raises CommandError: it took too long or printed too much; then it and its process group
@@ -72,12 +98,13 @@ def run(
     """
     try:
         process = subprocess.Popen(
-            _limited(argv, cpu_seconds=math.ceil(timeout) + 1),
+            _limited(argv, cpu_seconds=math.ceil(timeout) + 1, memory_bytes=max_memory_bytes),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={"LC_ALL": "C", "PATH": SEARCH_PATH},
+            env={"LC_ALL": "C", "PATH": SEARCH_PATH, **env},
             cwd="/",
+            pass_fds=pass_fds,
             start_new_session=True,  # a group of its own, killed as one
         )
     except OSError as error:
@@ -85,7 +112,7 @@ def run(
         raise CommandError(message, argv=argv, rc=None, stderr="") from error
     with process:
         try:
-            complaint, output, errors = _collect(process, timeout, max_output_bytes)
+            complaint, output, errors = _collect(process, timeout, max_output_bytes, on_output)
         except BaseException:
             _kill(process)
             raise
@@ -95,49 +122,87 @@ def run(
         return Completed(rc=process.wait(), stdout=output, stderr=errors)
 
 
-def _limited(argv: t.Sequence[str], *, cpu_seconds: int) -> list[str]:
+def _limited(argv: t.Sequence[str], *, cpu_seconds: int, memory_bytes: int) -> list[str]:
     """The command under limits that hold from its first instruction on.
 
     prlimit(1) sets them and becomes the program.  Rejected: ``preexec_fn``, not safe where
     threads run, and prlimit(2) on a started child, which comes some milliseconds late.
     """
     return [
+        *_dying_with_us(),
         find_program("prlimit", package="util-linux"),
-        f"--as={MAX_MEMORY_BYTES}",
+        f"--as={memory_bytes}",
         f"--cpu={cpu_seconds}",
         "--core=0",
         *argv,
     ]
 
 
+def _dying_with_us() -> tuple[str, ...]:
+    """setpriv(1), so that the kernel kills the program when we are killed.
+
+    Otherwise a copy that nobody wants any more would go on filling the disk.  If we are killed
+    before setpriv has told the kernel, the program has another parent by then, and isn't started.
+    Nothing where setpriv lacks the option (util-linux before 2.33): then it does go on.
+    """
+    if not _setpriv_knows_it():
+        return ()
+    script = 'unset PWD OLDPWD; test "$PPID" -eq "$0" && exec "$@"'
+    return (*_setpriv_knows_it(), "/bin/sh", "-c", script, str(os.getpid()))
+
+
+@functools.lru_cache(maxsize=1)
+def _setpriv_knows_it() -> tuple[str, ...]:
+    setpriv = shutil.which("setpriv", path=SEARCH_PATH)
+    if setpriv is None:
+        return ()
+    answer = subprocess.run(
+        [setpriv, "--help"], capture_output=True, check=False, stdin=subprocess.DEVNULL, timeout=10
+    )
+    return (setpriv, "--pdeathsig", "KILL") if b"--pdeathsig" in answer.stdout else ()
+
+
 def _collect(
-    process: subprocess.Popen[bytes], timeout: float, max_output_bytes: int
+    process: subprocess.Popen[bytes],
+    timeout: float,
+    max_output_bytes: int,
+    on_output: t.Callable[[bytes], None] | None,
 ) -> tuple[str, bytes, str]:
     """Read both pipes until the program ends: (what went wrong or nothing, stdout, stderr)."""
     deadline = time.monotonic() + timeout
     texts = {"stdout": bytearray(), "stderr": bytearray()}
+    take: dict[str, t.Callable[[bytes], None]] = {name: texts[name].extend for name in texts}
+    if on_output is not None:
+        take["stdout"] = on_output
     complaint = ""
     with selectors.DefaultSelector() as selector:
         for name, pipe in (("stdout", process.stdout), ("stderr", process.stderr)):
             if pipe is not None:
                 selector.register(pipe, selectors.EVENT_READ, name)
         while selector.get_map() and not complaint:
-            for key, _events in selector.select(max(0.0, deadline - time.monotonic())):
+            take["stdout"](b"")
+            patience = max(0.0, min(_TICK_SECONDS, deadline - time.monotonic()))
+            for key, _events in selector.select(patience):
                 piece = os.read(key.fd, 65536)
-                texts[key.data] += piece
+                take[key.data](piece)
                 if not piece:
                     selector.unregister(key.fileobj)
             if sum(map(len, texts.values())) > max_output_bytes:
                 complaint = f"printed more than {max_output_bytes} bytes and was killed"
             elif selector.get_map() and time.monotonic() >= deadline:
                 complaint = f"did not end within {timeout:g} s and was killed"
-    if not complaint:
-        # Both pipes are closed; a program that lives on nevertheless is late as well.
-        try:
-            process.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            complaint = f"did not end within {timeout:g} s and was killed"
+    if not complaint and not _ends(process, deadline):
+        complaint = f"did not end within {timeout:g} s and was killed"
     return complaint, bytes(texts["stdout"]), texts["stderr"].decode("utf-8", "backslashreplace")
+
+
+def _ends(process: subprocess.Popen[bytes], deadline: float) -> bool:
+    """Both pipes are closed; a program that lives on nevertheless is late as well."""
+    try:
+        process.wait(max(0.1, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

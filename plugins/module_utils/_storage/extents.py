@@ -22,6 +22,13 @@ STAT_BLOCK_BYTES = 512
 _FIEMAP = 0xC020660B
 _FIEMAP_HEAD = struct.Struct("=QQIIII")
 _WHOLE_FILE = 2**64 - 1
+#: ``struct fiemap_extent``: where it begins in the file and on the disk, length, flags.
+_FIEMAP_EXTENT = struct.Struct("=QQQ16xI12x")
+_FIEMAP_SYNC = 0x1
+_FIEMAP_LAST = 0x1
+_FIEMAP_UNWRITTEN = 0x800
+_EXTENTS_AT_A_TIME = 512
+_NO_FIEMAP = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +105,95 @@ def extent_count(fd: int) -> int | None:
     try:
         answer = fcntl.ioctl(fd, _FIEMAP, request)
     except OSError as error:
-        if error.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS):
+        if error.errno in _NO_FIEMAP:
             return None
         raise
     return int(_FIEMAP_HEAD.unpack(answer)[3])
+
+
+@dataclasses.dataclass(frozen=True)
+class Extent:
+    """A part of a file for which blocks are allocated; in bytes.
+
+    :param unwritten: it was never written, and reads as zeros: programs preallocate, and QEMU
+        allocates a whole cluster for a small write.
+    """
+
+    offset: int
+    length: int
+    unwritten: bool
+
+
+def allocated_extents(fd: int, *, flush: bool = False) -> t.Iterator[Extent]:
+    """The extents of a file up to its end, in order; those that touch each other are one.
+
+    Where the file system can't tell (see :func:`extent_count`), the runs of data.  Moves the file
+    position.
+
+    :param flush: have what was written on the disk before: until then an extent may seem to be
+        unwritten.
+    :raises OSError: the file can't be read.
+    """
+    size = os.fstat(fd).st_size
+    last: Extent | None = None
+    for start, length, unwritten in _extents_of(fd, flush=flush):
+        end = min(start + length, size)
+        if start >= end:
+            continue
+        if last is not None:
+            if last.offset + last.length == start and last.unwritten == unwritten:
+                last = dataclasses.replace(last, length=end - last.offset)
+                continue
+            yield last
+        last = Extent(start, end - start, unwritten)
+    if last is not None:
+        yield last
+
+
+def _extents_of(fd: int, *, flush: bool) -> t.Iterator[tuple[int, int, bool]]:
+    start = 0
+    while True:
+        request = bytearray(_FIEMAP_HEAD.size + _EXTENTS_AT_A_TIME * _FIEMAP_EXTENT.size)
+        head = (start, _WHOLE_FILE - start, _FIEMAP_SYNC if flush else 0, 0, _EXTENTS_AT_A_TIME, 0)
+        _FIEMAP_HEAD.pack_into(request, 0, *head)
+        try:
+            fcntl.ioctl(fd, _FIEMAP, request)
+        except OSError as error:
+            if error.errno in _NO_FIEMAP:
+                yield from ((offset, length, False) for offset, length in data_extents(fd))
+                return
+            raise
+        mapped = _FIEMAP_HEAD.unpack_from(request)[3]
+        flags = _FIEMAP_LAST
+        for number in range(mapped):
+            at = _FIEMAP_HEAD.size + number * _FIEMAP_EXTENT.size
+            begin, _on_disk, length, flags = _FIEMAP_EXTENT.unpack_from(request, at)
+            start = begin + length
+            yield begin, length, bool(flags & _FIEMAP_UNWRITTEN)
+        if flags & _FIEMAP_LAST:
+            return
+
+
+def holes_within(fd: int, start: int, end: int) -> t.Iterator[tuple[int, int, bool]]:
+    """Yield (offset, length, is a hole) in bytes of parts of a range, in order.
+
+    Of an unwritten extent, what is in memory alone is data.  Moves the file position.
+
+    :raises OSError: the file can't be read.
+    """
+    while start < end:
+        try:
+            data = min(end, os.lseek(fd, start, os.SEEK_DATA))
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            data = end
+        if data > start:
+            yield start, data - start, True
+        if data < end:
+            hole = min(end, os.lseek(fd, data, os.SEEK_HOLE))
+            if hole <= data:  # the file shrank meanwhile
+                return
+            yield data, hole - data, False
+            data = hole
+        start = data

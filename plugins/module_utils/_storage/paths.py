@@ -49,4 +49,6 @@ def failure(path: str | int, action: str, error: OSError) -> ThinvirtError:
     remedy = ""
     if error.errno in (errno.EACCES, errno.EPERM):
         remedy = "Run this as root, or as a user who has the rights."
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "Free space on its file system."
     return ThinvirtError(f"{name} cannot be {action}: {error.strerror}.", remedy=remedy)

@@ -4,49 +4,9 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-
 import pytest
 from image_lab import create, image_info, info_of, qemu_io, run
-
-
-class Machine:
-    """A QEMU that does not run its guest, spoken to by QMP on its standard streams."""
-
-    def __init__(self, *options: str) -> None:
-        self.process = subprocess.Popen(
-            [
-                *("qemu-system-x86_64", "-nodefaults", "-display", "none", "-S"),
-                *("-accel", "tcg", "-m", "16", "-qmp", "stdio", *options),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert "QMP" in json.loads(self.process.stdout.readline())
-        self.command("qmp_capabilities")
-
-    def command(self, name: str, **arguments):
-        print(
-            json.dumps({"execute": name, "arguments": arguments}),
-            file=self.process.stdin,
-            flush=True,
-        )
-        while line := self.process.stdout.readline():
-            # qemu-io prints its results in between.
-            if line.startswith("{") and "event" not in (answer := json.loads(line)):
-                return answer["return"]
-        raise AssertionError("QEMU has ended")
-
-    def io(self, command: str) -> str:
-        return self.command("human-monitor-command", **{"command-line": f'qemu-io n "{command}"'})
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.process.stdin.close()
-        self.process.stdout.close()
+from qemu_machine import Machine, blockdev
 
 
 @pytest.fixture
@@ -62,11 +22,6 @@ def boot():
         machine.end()
 
 
-def blockdev(path, **more) -> tuple[str, str]:
-    node = {"driver": "qcow2", "node-name": "n", "file": {"driver": "file", "filename": str(path)}}
-    return "-blockdev", json.dumps({**node, **more})
-
-
 def test_an_image_that_a_machine_writes_to(tmp_path, boot):
     path = create(tmp_path / "x.qcow2")
     run("qemu-img", "bitmap", "--add", path, "b0")
@@ -76,7 +31,8 @@ def test_an_image_that_a_machine_writes_to(tmp_path, boot):
     result = image_info(path, tmp_path / "*.raw")
     (entry,) = result["images"]
     assert (entry["in_use"], entry["writer"]) == (True, True)
-    assert entry["holders"] == [{"pid": machine.process.pid, "command": "qemu-system-x86"}]
+    holder = {"pid": machine.process.pid, "command": "qemu-system-x86", "writes": True}
+    assert entry["holders"] == [holder]
     assert entry["check"]["result"] == "skipped"
     assert "in use" in entry["check"]["reason"]
     assert entry["allocated_clusters"] is None
@@ -102,6 +58,7 @@ def test_a_backing_file_that_is_shared(tmp_path, boot):
     shared, *others = result["images"]
     assert (shared["in_use"], shared["writer"]) == (True, False)
     assert [h["pid"] for h in shared["holders"]] == sorted(m.process.pid for m in machines)
+    assert not any(holder["writes"] for holder in shared["holders"])
     # Nobody writes to it, so that its tables can be trusted.
     assert shared["check"]["result"] == "clean"
     assert [entry["writer"] for entry in others] == [True, True]

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 
@@ -105,3 +106,91 @@ def test_programs_are_not_looked_for_on_the_callers_path(tmp_path, monkeypatch):
     os.chmod(tmp_path / "sh", 0o700)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert process.find_program("sh", package="dash") in ("/usr/bin/sh", "/bin/sh")
+
+
+def test_files_are_passed_on_under_their_numbers(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        argv = ["/bin/cat", f"/proc/self/fd/{fd}"]
+        assert process.run(argv, timeout=5, pass_fds=(fd,)).stdout == b"content"
+        assert process.run(argv, timeout=5).rc == 1
+    finally:
+        os.close(fd)
+
+
+def test_output_is_handed_on_as_it_comes():
+    pieces = []
+    code = "import time; print('a', flush=True); time.sleep(0.3); print('b')"
+    completed = process.run([sys.executable, "-c", code], timeout=10, on_output=pieces.append)
+    assert completed.stdout == b""
+    assert [piece for piece in pieces if piece] == [b"a\n", b"b\n"]
+
+
+def test_who_follows_is_called_when_nothing_is_printed_too():
+    calls = []
+    code = "import time; time.sleep(2.5)"
+    process.run([sys.executable, "-c", code], timeout=10, on_output=calls.append)
+    assert len(calls) >= 3
+
+
+def test_an_error_of_who_follows_ends_the_program(tmp_path):
+    pids = tmp_path / "pids"
+    code = f"import os, time; open({str(pids)!r}, 'w').write(str(os.getpid())); print('x', flush=True); time.sleep(60)"  # noqa: E501
+
+    def follow(piece: bytes) -> None:
+        if piece:
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        process.run([sys.executable, "-c", code], timeout=10, on_output=follow)
+    wait_for_end(int(pids.read_text()))
+
+
+def test_variables_besides_the_usual_ones():
+    code = "import os; print(sorted(os.environ))"
+    completed = process.run([sys.executable, "-c", code], timeout=5, env={"LIBGUESTFS_X": "1"})
+    assert completed.stdout == b"['LC_ALL', 'LIBGUESTFS_X', 'PATH']\n"
+
+
+def test_another_memory_limit():
+    code = f"bytearray({64 << 20})"
+    assert python(code, max_memory_bytes=1 << 30).rc == 0
+    assert python(code, max_memory_bytes=64 << 20).rc != 0
+
+
+RUN_SLEEP = """
+import subprocess
+import sys
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image import process
+code = "import os, sys, time; print(os.getpid(), file=open(sys.argv[1], 'w')); time.sleep(60)"
+process.run([sys.executable, "-c", code, sys.argv[1]], timeout=60)
+"""
+
+
+def test_a_program_dies_with_us_however_we_end(tmp_path):
+    pids = tmp_path / "pids"
+    with subprocess.Popen([sys.executable, "-c", RUN_SLEEP, pids]) as parent:
+        while not (pids.exists() and pids.read_text().endswith("\n")):
+            assert parent.poll() is None
+            time.sleep(0.02)
+        parent.kill()
+    wait_for_end(int(pids.read_text()))
+
+
+def test_a_program_whose_starter_is_gone_already_is_not_started(tmp_path):
+    """It had no chance to tell the kernel that it wants to die with it."""
+    argv = process._limited(
+        ["/bin/touch", str(tmp_path / "x")], cpu_seconds=9, memory_bytes=1 << 30
+    )
+    assert subprocess.run(argv, check=False).returncode == 0
+    (tmp_path / "x").unlink()
+    argv[argv.index(str(os.getpid()))] = "1"
+    assert subprocess.run(argv, check=False).returncode != 0
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_old_setpriv_is_done_without(monkeypatch):
+    monkeypatch.setattr(process, "_setpriv_knows_it", tuple)
+    assert python("print('x')").stdout == b"x\n"

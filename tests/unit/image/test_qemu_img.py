@@ -12,7 +12,11 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     RefusedError,
     ThinvirtError,
 )
-from ansible_collections.thinvirt.kvm.plugins.module_utils._image import qemu_img
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image import (
+    qemu_argv,
+    qemu_img,
+    qemu_output,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.process import Completed
 
 SPEC = (
@@ -21,14 +25,14 @@ SPEC = (
 
 
 def test_specification_of_a_qcow2_image_cuts_its_backing_file_off():
-    assert qemu_img.image_spec(qemu_img.Storage("/a.qcow2"), "qcow2") == SPEC
+    assert qemu_argv.image_spec(qemu_argv.Storage("/a.qcow2"), "qcow2") == SPEC
 
 
 @pytest.mark.parametrize(
     "path", ["/-x", "/a:b", "/json:{}", '/a,b"c\\', "/line\nbreak", "/é", "/nbd://host"]
 )
 def test_specification_holds_any_name(path):
-    spec = qemu_img.image_spec(qemu_img.Storage(path), "raw")
+    spec = qemu_argv.image_spec(qemu_argv.Storage(path), "raw")
     assert json.loads(spec.removeprefix("json:")) == {
         "driver": "raw",
         "file": {"driver": "file", "filename": path},
@@ -36,36 +40,36 @@ def test_specification_holds_any_name(path):
 
 
 def test_specification_names_the_data_file():
-    image, data_file = qemu_img.Storage("/dev/a", block_device=True), qemu_img.Storage("/b:c")
-    document = json.loads(qemu_img.image_spec(image, "qcow2", data_file=data_file)[5:])
+    image, data_file = qemu_argv.Storage("/dev/a", block_device=True), qemu_argv.Storage("/b:c")
+    document = json.loads(qemu_argv.image_spec(image, "qcow2", data_file=data_file)[5:])
     assert document["file"] == {"driver": "host_device", "filename": "/dev/a"}
     assert document["data-file"] == {"driver": "file", "filename": "/b:c"}
 
 
 def test_specification_of_a_name_that_json_cannot_hold():
     with pytest.raises(RefusedError, match=r"\\\\xff is not valid UTF-8"):
-        qemu_img.image_spec(qemu_img.Storage("/a\udcff"), "raw")
+        qemu_argv.image_spec(qemu_argv.Storage("/a\udcff"), "raw")
 
 
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
         (
-            qemu_img.info_argv("/q", "S", force_share=False),
+            qemu_argv.info_argv("/q", "S", force_share=False),
             ["/q", "info", "--output=json", "S"],
         ),
         (
-            qemu_img.info_argv("/q", "S", force_share=True),
+            qemu_argv.info_argv("/q", "S", force_share=True),
             ["/q", "info", "--output=json", "-U", "S"],
         ),
-        (qemu_img.map_argv("/q", "S"), ["/q", "map", "--output=json", "S"]),
-        (qemu_img.check_argv("/q", "S"), ["/q", "check", "--output=json", "S"]),
+        (qemu_argv.map_argv("/q", "S"), ["/q", "map", "--output=json", "S"]),
+        (qemu_argv.check_argv("/q", "S"), ["/q", "check", "--output=json", "S"]),
         (
-            qemu_img.measure_argv("/q", "S", target_format="raw", options={}),
+            qemu_argv.measure_argv("/q", "S", target_format="raw", options={}),
             ["/q", "measure", "--output=json", "-O", "raw", "S"],
         ),
         (
-            qemu_img.measure_argv("/q", "S", target_format="qcow2", options={"b": "2", "a": "1"}),
+            qemu_argv.measure_argv("/q", "S", target_format="qcow2", options={"b": "2", "a": "1"}),
             ["/q", "measure", "--output=json", "-O", "qcow2", "-o", "a=1,b=2", "S"],
         ),
     ],
@@ -81,10 +85,10 @@ def test_info():
         "virtual-size": 5,
         "format-specific": {"type": "qcow2", "data": {"bitmaps": [bitmap]}},
     }
-    assert qemu_img.parse_info(json.dumps(document).encode()) == qemu_img.Info(
-        "qcow2", 5, (qemu_img.Bitmap("b0", 65536, ("auto",)),)
+    assert qemu_output.parse_info(json.dumps(document).encode()) == qemu_output.Info(
+        "qcow2", 5, (qemu_output.Bitmap("b0", 65536, ("auto",)),)
     )
-    assert qemu_img.parse_info(b'{"format": "raw", "virtual-size": 5}').bitmaps == ()
+    assert qemu_output.parse_info(b'{"format": "raw", "virtual-size": 5}').bitmaps == ()
 
 
 def test_map_of_old_and_new_versions():
@@ -93,16 +97,16 @@ def test_map_of_old_and_new_versions():
         {"start": 4, "length": 4, "depth": 0, "present": true, "zero": false, "data": true,
          "compressed": true},
         {"start": 8, "length": 4, "depth": 0, "present": false, "zero": true, "data": false}]"""
-    assert qemu_img.parse_map(output) == [
-        qemu_img.MapEntry(0, 4, data=True, zero=False, offset=7),
-        qemu_img.MapEntry(4, 4, data=True, zero=False, offset=None),
-        qemu_img.MapEntry(8, 4, data=False, zero=True, offset=None),
+    assert qemu_output.parse_map(output) == [
+        qemu_output.MapEntry(0, 4, data=True, zero=False, offset=7),
+        qemu_output.MapEntry(4, 4, data=True, zero=False, offset=None),
+        qemu_output.MapEntry(8, 4, data=False, zero=True, offset=None),
     ]
 
 
 def test_check_leaves_zeros_out():
     output = b'{"image-end-offset": 9, "total-clusters": 3, "check-errors": 0, "format": "qcow2"}'
-    assert qemu_img.parse_check(output, result="clean") == qemu_img.CheckResult(
+    assert qemu_output.parse_check(output, result="clean") == qemu_output.CheckResult(
         result="clean",
         leaks=0,
         corruptions=0,
@@ -117,7 +121,7 @@ def test_check_leaves_zeros_out():
 
 def test_measure():
     output = b'{"required": 1, "fully-allocated": 2}'
-    assert qemu_img.parse_measure(output) == qemu_img.Measure(1, 2, 0)
+    assert qemu_output.parse_measure(output) == qemu_output.Measure(1, 2, 0)
 
 
 @pytest.mark.parametrize(
@@ -137,17 +141,17 @@ def test_measure():
 )
 def test_nonsense_is_an_error(output):
     with pytest.raises(ThinvirtError, match="qemu-img measure printed is not understood"):
-        qemu_img.parse_measure(output)
+        qemu_output.parse_measure(output)
 
 
 @pytest.mark.parametrize("specific", ["[]", "{}", '{"data": 5}', '{"data": {"bitmaps": [{}]}}'])
 def test_odd_answers_of_info(specific):
     output = f'{{"format": "qcow2", "virtual-size": 5, "format-specific": {specific}}}'
     if specific == "{}":
-        assert qemu_img.parse_info(output.encode()).bitmaps == ()
+        assert qemu_output.parse_info(output.encode()).bitmaps == ()
     else:
         with pytest.raises(ThinvirtError, match="qemu-img info printed is not understood"):
-            qemu_img.parse_info(output.encode())
+            qemu_output.parse_info(output.encode())
 
 
 class Script:

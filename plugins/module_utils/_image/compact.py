@@ -1,0 +1,347 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Make an image smaller that nobody uses, by the method that risks and moves least."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import os
+import typing as t
+
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
+    RefusedError,
+    ThinvirtError,
+    UnsupportedError,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image import compact_policy as policy
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact_outcome import (
+    Outcome,
+    sizes_of,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact_rewrite import Rewrite
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.files import (
+    OpenImage,
+    open_image,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.header import (
+    ImageHeader,
+    read_open_header,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import (
+    Identity,
+    Journal,
+    Record,
+    is_full,
+    no_journal,
+    open_journal,
+    peek,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import (
+    refuse_other_writers,
+    refuse_reader,
+    refuse_writer,
+    writers_kept_out,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.process import Runner, run
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_img import QemuImg
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.recover import recover
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import Stages
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.sparsify import sparsify
+from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_wait
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.extents import (
+    allocated_extents,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.punch import can_punch_holes
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.zeros import (
+    dig_holes,
+    zero_runs,
+)
+
+__all__ = ["Obstacles", "Outcome", "compact", "sizes_of"]
+
+
+Obstacles = t.Callable[[OpenImage], t.Iterable[policy.Obstacle]]
+
+
+def compact(
+    path: str,
+    request: policy.Request,
+    *,
+    obstacles: Obstacles,
+    check_mode: bool,
+    stages: Stages,
+    runner: Runner = run,
+) -> Outcome:
+    """Compact one image, or in check mode say what would be done.
+
+    :param path: absolute.
+    :param obstacles: asks those who know the image's users, such as libvirt, what forbids it.
+    :raises RefusedError: it must not be done; nothing was changed.
+    :raises ThinvirtError: it could not be done; the image is as it was.
+    """
+    try:
+        return _compact(
+            path,
+            request,
+            obstacles=obstacles,
+            check_mode=check_mode,
+            stages=stages,
+            runner=runner,
+        )
+    except OSError as error:  # what nobody has thought of: a failing disk, a foreign owner
+        raise failure(path, "compacted", error) from error
+
+
+def _compact(
+    path: str,
+    request: policy.Request,
+    *,
+    obstacles: Obstacles,
+    check_mode: bool,
+    stages: Stages,
+    runner: Runner,
+) -> Outcome:
+    with open_image(path) as image:
+        name, block_device = image.path, image.block_device
+    if check_mode or block_device:
+        left = None if block_device else peek(name)
+        with open_image(name) as image:
+            work = _Compaction(
+                image,
+                request,
+                obstacles=obstacles,
+                journal=None,
+                stages=stages,
+                runner=runner,
+            )
+            refuse_writer(image.fd, name)
+            outcome = work.done()
+        if left is not None:
+            outcome.recovered = f"Process {left.pid} was killed during {left.operation}."
+        return outcome
+    with _journal(name, request) as journal:
+        recovered = recover(name, journal)
+        with open_image(name) as image:
+            work = _Compaction(
+                image,
+                request,
+                obstacles=obstacles,
+                journal=journal,
+                stages=stages,
+                runner=runner,
+            )
+            if request.method == "trim":
+                # virt-sparsify takes the locks itself: it writes.
+                refuse_writer(image.fd, name)
+                outcome = work.done()
+            else:
+                with writers_kept_out(image.fd, name):
+                    outcome = work.done()
+        outcome.recovered = recovered
+        return outcome
+
+
+@contextlib.contextmanager
+def _journal(name: str, request: policy.Request) -> t.Iterator[Journal]:
+    with contextlib.ExitStack() as stack:
+        try:
+            journal = stack.enter_context(open_journal(name))
+        except ThinvirtError as error:
+            # A full disk needs punching most.  Another run would notice what we do, and it us.
+            if not is_full(error) or request.method not in ("auto", "punch"):
+                raise
+            journal = no_journal(error)
+        yield journal
+
+
+class _Compaction:
+    """One image, while it is held open.
+
+    :param journal: None in check mode: nothing is changed then.
+    """
+
+    def __init__(
+        self,
+        image: OpenImage,
+        request: policy.Request,
+        *,
+        obstacles: Obstacles,
+        journal: Journal | None,
+        stages: Stages,
+        runner: Runner,
+    ) -> None:
+        self.image = image
+        self.request = request
+        self.obstacles = obstacles
+        self.journal = journal
+        self.stages = stages
+        self.runner = runner
+        self.tool = QemuImg(timeout=request.timeout, runner=runner)
+        self.zeros: int | None = None
+
+    def done(self) -> Outcome:
+        """Decide, and carry it out unless it is check mode."""
+        refuse_other_writers(self.image.fd, self.image.path)
+        header = self._header()
+        sizes = sizes_of(header)
+        outcome = Outcome(self.image.path, before=sizes, after=sizes)
+        users = tuple(o for o in self.obstacles(self.image) if o.unless_format != header.format)
+        policy.refuse_obstacles(self.image.path, users, punch=self.request.method != "trim")
+        facts = self._facts(header)
+        policy.refuse_any_change(self.image.path, facts, self.request)
+        if self.request.method == "trim":
+            self._trim(outcome, header)
+        else:
+            self._shrink(outcome, facts, users)
+        outcome.seconds = dict(self.stages.seconds)
+        return outcome
+
+    def _header(self) -> ImageHeader:
+        return read_open_header(
+            self.image, path=self.image.path, image_format=self.request.image_format
+        )
+
+    def _facts(self, header: ImageHeader) -> policy.Facts:
+        fd = self.image.fd
+        sums = {False: 0, True: 0}
+        for extent in allocated_extents(fd, flush=True) if not header.block_device else ():
+            sums[extent.unwritten] += extent.length
+        return policy.Facts(
+            header=header,
+            data_bytes=sums[False],
+            unwritten_bytes=sums[True],
+            links=os.fstat(fd).st_nlink,
+        )
+
+    def _shrink(
+        self, outcome: Outcome, facts: policy.Facts, users: t.Sequence[policy.Obstacle]
+    ) -> None:
+        method = self.request.method
+        # Zeros that are punched first would only leave the new form to the next run.
+        if method == "punch" or (method == "auto" and not self.request.wishes_form(facts.header)):
+            try:
+                self._punch(outcome, facts)
+            except UnsupportedError as error:
+                if method == "punch":
+                    raise
+                outcome.reason = error.message
+            if outcome.changed or method == "punch":
+                return
+        try:
+            policy.refuse_obstacles(self.image.path, users, punch=False)
+            Rewrite(
+                self.image,
+                facts,
+                self.request,
+                zeros=self._count_zeros,
+                journal=self.journal,
+                tool=self.tool,
+                stages=self.stages,
+            ).carry_out(outcome)
+        except RefusedError as error:
+            if method == "rewrite":
+                raise
+            outcome.reason = f"{outcome.reason} A rewrite was refused: {error}".lstrip()
+
+    def _punch(self, outcome: Outcome, facts: policy.Facts) -> None:
+        """Turn zeros into holes, in place: the content is the same at every instant."""
+        enough = self.request.threshold(facts.allocated_bytes)
+        if self.journal is None:
+            found = self._count_zeros()
+            folder = os.path.dirname(self.image.path)
+            if found >= enough and can_punch_holes(folder).works is False:
+                raise self._cannot_punch()
+        else:
+            with self._noted("punch", self.journal), self.stages.stage("punch"):
+                self.zeros = found = self._dig(enough)
+        outcome.reclaimable_bytes = found
+        if found < enough:
+            outcome.reason = f"{found} bytes are zeros, less than the {enough} worth it."
+            return
+        outcome.reason = f"{found} bytes were zeros: no copy is needed to give them back."
+        if self.journal is None:
+            outcome.method = "punch"
+            outcome.after = dataclasses.replace(
+                outcome.before, allocated_bytes=max(0, outcome.before.allocated_bytes - found)
+            )
+            return
+        outcome.after = sizes_of(self._header())
+        if outcome.freed_bytes > 0:
+            outcome.method = "punch"
+        else:
+            outcome.reason = f"{found} bytes are zeros, but the file system gave no block back."
+
+    def _dig(self, enough: int) -> int:
+        name = self.image.path
+        try:
+            # The same file by its descriptor, not by a name that may mean another one by now.
+            fd = os.open(f"/proc/self/fd/{self.image.fd}", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise failure(name, "opened for writing", error) from error
+        try:
+            found = dig_holes(fd, at_least=enough)
+            os.fsync(fd)
+            return found
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
+                raise self._cannot_punch() from error
+            raise failure(name, "punched", error) from error
+        finally:
+            os.close(fd)
+
+    def _cannot_punch(self) -> UnsupportedError:
+        return UnsupportedError(
+            f"The file system of {shown(self.image.path)} cannot punch holes; nothing was changed.",
+            remedy="Use method=rewrite, which needs none.",
+        )
+
+    def _count_zeros(self) -> int:
+        """Bytes of zeros in the image's data; it is read once."""
+        if self.zeros is None:
+            try:
+                with self.stages.stage("scan"):
+                    self.zeros = sum(length for _offset, length in zero_runs(self.image.fd))
+            except OSError as error:
+                raise failure(self.image.path, "read", error) from error
+        return self.zeros
+
+    @contextlib.contextmanager
+    def _noted(self, operation: str, journal: Journal) -> t.Iterator[None]:
+        """Say in the journal what is being done, for people: there is nothing to undo."""
+        source = Identity.of(os.fstat(self.image.fd))
+        record = Record(operation=operation, stage=operation, pid=os.getpid(), source=source)
+        try:
+            try:
+                journal.write(record)
+            except ThinvirtError as error:
+                # The journal's lock holds without a word in it.
+                if not is_full(error):
+                    raise
+            yield
+        finally:
+            with signals_wait():
+                journal.clear()
+
+    def _trim(self, outcome: Outcome, header: ImageHeader) -> None:
+        """Free blocks of the file systems inside, by libguestfs; there is no way back."""
+        refuse_reader(self.image.fd, self.image.path)
+        if header.qcow2 is not None:
+            policy.refuse_damaged(self.image.path, header.qcow2)
+        enough = self.request.threshold(outcome.before.allocated_bytes)
+        if self.journal is None:
+            outcome.reason = "Only virt-sparsify itself can tell what would come back."
+            return
+        with self._noted("trim", self.journal), self.stages.stage("trim"):
+            sparsify(self.image.path, header.format, self.request.timeout, self.runner)
+        with open_image(self.image.path) as image:
+            outcome.after = sizes_of(
+                read_open_header(image, path=image.path, image_format=self.request.image_format)
+            )
+        outcome.reclaimable_bytes = outcome.freed_bytes
+        if outcome.freed_bytes >= enough:
+            outcome.method, outcome.reason = "trim", "The file systems inside were trimmed."
+        else:
+            outcome.reason = "The file systems inside were trimmed, and little was free."

@@ -1,0 +1,94 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What compacting an image would give back that a running guest writes to.
+
+Nothing is locked and the guest is not disturbed; what it writes meanwhile makes the figure a little
+wrong.  It only tells whether shutting the guest down is worth it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact import (
+    Outcome,
+    sizes_of,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact_policy import (
+    Request,
+    header_options,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.files import open_image
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.header import (
+    ImageHeader,
+    read_open_header,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.process import Runner, run
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_argv import image_spec
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_img import QemuImg
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import (
+    Stages,
+    fd_storage,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.zeros import zero_runs
+
+
+def estimate(path: str, request: Request, *, stages: Stages, runner: Runner = run) -> Outcome:
+    """What :func:`compact.compact` would probably do if the image were not in use.
+
+    :raises ThinvirtError: the image can't be read.
+    """
+    with open_image(path) as image:
+        header = read_open_header(image, path=image.path, image_format=request.image_format)
+        sizes = sizes_of(header)
+        outcome = Outcome(image.path, before=sizes, after=sizes)
+        with stages.stage("estimate"):
+            try:
+                zeros = sum(length for _offset, length in zero_runs(image.fd))
+            except OSError as error:
+                raise failure(image.path, "read", error) from error
+            dead = 0
+            if request.method in ("auto", "rewrite") and header.qcow2 is not None:
+                dead = _dead_bytes(
+                    image.fd, header, QemuImg(timeout=request.timeout, runner=runner)
+                )
+        found = min(sizes.allocated_bytes, zeros + dead)
+        enough = request.threshold(sizes.allocated_bytes)
+        outcome.reclaimable_bytes = found
+        if request.method == "trim":
+            outcome.method = "trim"
+            outcome.reason = "Only virt-sparsify itself can tell what would come back."
+        elif found < enough and not _wants_another_form(header, request):
+            outcome.reason = f"{found} bytes could come back, less than the {enough} worth it."
+        else:
+            punch = request.method == "punch" or (request.method == "auto" and zeros >= enough)
+            outcome.method = "punch" if punch else "rewrite"
+            outcome.reason = f"About {found} bytes are zeros, or clusters of no use."
+            outcome.after = dataclasses.replace(
+                sizes, allocated_bytes=max(0, sizes.allocated_bytes - found)
+            )
+        outcome.seconds = dict(stages.seconds)
+        return outcome
+
+
+def _wants_another_form(header: ImageHeader, request: Request) -> bool:
+    """As far as the header tells; whether clusters are compressed it does not."""
+    if header.qcow2 is None or request.method not in ("auto", "rewrite"):
+        return False
+    zstd = request.compression == "zstd" and header.qcow2.compression_type != "zstd"
+    return zstd or request.cluster_size_bytes not in (None, header.qcow2.cluster_size_bytes)
+
+
+def _dead_bytes(fd: int, header: ImageHeader, tool: QemuImg) -> int:
+    """Clusters that nothing refers to; none where a copy would not tell."""
+    if header.qcow2 is None or header.qcow2.snapshot_count or header.qcow2.encryption != "none":
+        return 0
+    measured = tool.measure(
+        image_spec(fd_storage(fd), header.format),
+        target_format="qcow2",
+        options=header_options(header.qcow2),
+        pass_fds=(fd,),
+        force_share=True,
+    )
+    return max(0, (header.allocated_bytes or 0) - measured.required_bytes)

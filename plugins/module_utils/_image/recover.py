@@ -1,0 +1,139 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""End or undo what a killed run has left on an image, as its journal says."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
+    NotFoundError,
+    RefusedError,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.files import open_image
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import (
+    Identity,
+    Journal,
+    Record,
+    is_temp_name,
+    sync_folder,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import (
+    find_holders,
+    probe_locks,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import (
+    LEAVE_SECONDS,
+    identity_at,
+    remove_name,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
+
+
+def recover(path: str, journal: Journal) -> str:
+    """End or undo what a killed run has left.
+
+    Only names that such a run makes are removed, only in the image's folder, only while the image
+    itself has its name, and an original only as it was when it was copied.
+
+    :returns: what was done, one sentence; empty if there was nothing to do.
+    :raises RefusedError: it is not clear what to do; nothing was changed.
+    """
+    record = journal.left
+    if record is None:
+        journal.clear()
+        return ""
+    done = _recover(path, record)
+    journal.clear()
+    return done
+
+
+def _recover(path: str, record: Record) -> str:
+    folder = os.path.dirname(path)
+    names = [record.temp] if record.temp else []
+    if record.kept and not record.keep_original:
+        names.append(record.kept)
+    for name in names:
+        if not is_temp_name(name, path):
+            raise RefusedError(
+                f"The journal of {shown(path)} names {shown(name)}, which is no copy of it; "
+                "nothing was changed.",
+                remedy="Look at both files, and remove the journal.",
+            )
+    now = identity_at(path)
+    if now is None and record.source is not None:
+        raise RefusedError(
+            f"{shown(path)} is gone, and its journal names {' and '.join(map(shown, names))}; "
+            "nothing was changed.",
+            remedy="Give the right one of these its name, and remove the journal.",
+        )
+    for name in names:
+        _wait_until_free(os.path.join(folder, name))
+    swapped = record.copy is not None and now is not None and now.ino == record.copy.ino
+    if record.kept and _is_second_name(os.path.join(folder, record.kept), path, record, now=now):
+        # Also one that was to be kept: the run is undone, and the original has its own name.
+        names.append(record.kept)
+    try:
+        sync_folder(folder)
+        for name in names:
+            remove_name(os.path.join(folder, name))
+        sync_folder(folder)
+    except OSError as error:
+        raise failure(path, "recovered", error) from error
+    begun = f"A run that was killed (process {record.pid}, {record.operation}, {record.stage})"
+    if not names:
+        return f"{begun} had left nothing to undo."
+    return f"{begun} was {'finished' if swapped else 'undone'}."
+
+
+def _is_second_name(kept: str, path: str, record: Record, *, now: Identity | None) -> bool:
+    """Whether the original has its own name still, and this is just another one.
+
+    :raises RefusedError: this is the only name of an original that must not go.
+    """
+    original = identity_at(kept)
+    if original is None:
+        return False
+    if now is not None and original.ino == now.ino:
+        return True
+    swapped = record.copy is not None and now is not None and now.ino == record.copy.ino
+    if (swapped and original == record.source) or (record.keep_original and not swapped):
+        return False
+    raise RefusedError(
+        f"{shown(kept)} is the original of {shown(path)}, and one of them was changed after a run "
+        "that was killed; nothing was changed.",
+        remedy="Decide which of the two is right, give it the image's name, and remove the journal "
+        "and the other.",
+    )
+
+
+def _wait_until_free(path: str) -> None:
+    """Wait for who has a file open through QEMU that is to lose its name.
+
+    A killed run's qemu-img ends at once.  A domain may have opened the original just before it
+    lost its name, and got its lock when the run was killed: then its file must not go.
+
+    :raises RefusedError: somebody still has.
+    """
+    deadline = time.monotonic() + LEAVE_SECONDS
+    while True:
+        try:
+            with open_image(path) as image:
+                status = os.fstat(image.fd)
+                used = probe_locks(image.fd).used
+        except NotFoundError:
+            return
+        if not used:
+            return
+        if time.monotonic() > deadline:
+            key = (status.st_dev, status.st_ino)
+            holders = find_holders([key]).get(key, ())
+            named = ", ".join(f"{holder.command} ({holder.pid})" for holder in holders)
+            raise RefusedError(
+                f"{shown(path)}, which a killed run has left, is in use by {named or 'somebody'}; "
+                "nothing was changed.",
+                remedy="Shut that domain down, keep this file, for it has the domain's last "
+                "writes, give it the image's name, and remove the journal.",
+            )
+        time.sleep(0.1)

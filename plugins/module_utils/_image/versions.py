@@ -1,0 +1,211 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Copies of many images in one folder, a new version when an image has changed, the last N kept."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import glob
+import os
+import time
+import typing as t
+
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
+    RefusedError,
+    ThinvirtError,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.convert import (
+    Outcome,
+    Request,
+    convert,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.manifest import (
+    SUFFIX,
+    Manifest,
+    read_manifest,
+    remove_with_manifest,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.progress import progress_logger
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import Stages
+from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import StoppedError
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import (
+    encodable,
+    shown,
+)
+
+Result = dict[str, t.Any]
+_EXTENSIONS = (".qcow2", ".raw", ".img")
+
+
+@dataclasses.dataclass
+class Copied:
+    """One image: its copy, and the versions that were removed (in check mode, would be)."""
+
+    src: str
+    outcome: Outcome | None = None
+    removed: tuple[str, ...] = ()
+    error: ThinvirtError | None = None
+
+    @property
+    def changed(self) -> bool:
+        copied = self.outcome is not None and self.outcome.changed
+        return bool(self.removed) or copied
+
+
+def copy_one(
+    src: str, dest: str, request: Request, *, check_mode: bool, log: t.Callable[[str], None]
+) -> Copied:
+    """One image to one name; its error, if any, is in the answer."""
+    copied = Copied(src)
+    try:
+        stages = Stages(report=progress_logger(src, log))
+        copied.outcome = convert(src, dest, request, check_mode=check_mode, stages=stages)
+    except StoppedError:
+        raise
+    except ThinvirtError as error:
+        copied.error = error
+    return copied
+
+
+def copy_versions(
+    paths: t.Sequence[str],
+    folder: str,
+    request: Request,
+    *,
+    keep: int,
+    check_mode: bool,
+    log: t.Callable[[str], None],
+) -> list[Copied]:
+    """Each image to a new version in a folder, if it has changed since the last one.
+
+    :param keep: so many versions of each image stay; 0 for all.  Only versions of this image that
+        this collection has made, and nobody has changed since, are ever removed.
+    :raises RefusedError: two images would share their versions' names.
+    """
+    stems = collections.Counter(map(_stem, paths))
+    for stem in (stem for stem, count in stems.items() if count > 1):
+        raise RefusedError(
+            f"{stems[stem]} of the images are called {shown(stem)}; nothing was changed.",
+            remedy="Copy them to folders of their own.",
+        )
+    copies = []
+    for src in paths:
+        versions = _versions(src, folder, request)
+        latest = _up_to_date(src, versions, request)
+        dest = latest or os.path.join(folder, _new_name(src, request))
+        copied = copy_one(src, dest, request, check_mode=check_mode, log=log)
+        if copied.error is None and keep:
+            fresh = 0 if latest else 1
+            doomed = [path for path, _manifest in versions[: len(versions) + fresh - keep]]
+            if len(versions) + fresh > keep:
+                copied.removed, copied.error = _remove(doomed, check_mode=check_mode)
+        copies.append(copied)
+    return copies
+
+
+def _remove(
+    paths: t.Iterable[str], *, check_mode: bool
+) -> tuple[tuple[str, ...], ThinvirtError | None]:
+    removed: list[str] = []
+    for path in paths:
+        try:
+            if not check_mode:
+                remove_with_manifest(path)
+        except ThinvirtError as error:
+            return tuple(removed), error
+        removed.append(path)
+    return tuple(removed), None
+
+
+def _stem(path: str) -> str:
+    name = os.path.basename(path)
+    root, extension = os.path.splitext(name)
+    return root if extension in _EXTENSIONS else name
+
+
+def _new_name(src: str, request: Request) -> str:
+    now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    return f"{_stem(src)}-{now}.{request.format}"
+
+
+def _versions(src: str, folder: str, request: Request) -> list[tuple[str, Manifest]]:
+    """Our copies of an image in a folder, the oldest first."""
+    real = os.path.realpath(src)
+    pattern = os.path.join(glob.escape(folder), glob.escape(_stem(src)) + f"-*.{request.format}")
+    found = []
+    for name in glob.glob(pattern + SUFFIX):
+        path = name[: -len(SUFFIX)]
+        manifest = read_manifest(path)
+        if manifest is not None and manifest.src == real:
+            found.append((path, manifest))
+    return sorted(found, key=lambda version: version[1].created)
+
+
+def _up_to_date(
+    src: str, versions: t.Sequence[tuple[str, Manifest]], request: Request
+) -> str | None:
+    """The newest version, if a new one would be the same."""
+    if not versions or request.force:
+        return None
+    path, _manifest = versions[-1]
+    try:
+        outcome = convert(src, path, request, check_mode=True, stages=Stages())
+    except ThinvirtError:
+        return None  # what is wrong comes to light when it is copied
+    return None if outcome.changed else path
+
+
+def result(copies: t.Sequence[Copied], *, check_mode: bool) -> Result:
+    """The module's answer: ``changed``, ``diff``, ``summary`` and ``images``."""
+    return {
+        "changed": any(copied.changed for copied in copies),
+        "summary": [_line(copied, check_mode=check_mode) for copied in copies],
+        "images": [_entry(copied) for copied in copies],
+        "diff": {
+            "before": {"copies": sorted(encodable(p) for copied in copies for p in copied.removed)},
+            "after": {
+                "copies": sorted(
+                    encodable(copied.outcome.dest)
+                    for copied in copies
+                    if copied.outcome is not None and copied.outcome.changed
+                )
+            },
+        },
+    }
+
+
+def _entry(copied: Copied) -> Result:
+    entry: Result = {"src": encodable(copied.src)}
+    if copied.outcome is not None:
+        outcome = copied.outcome
+        entry.update(
+            {
+                "dest": encodable(outcome.dest),
+                "changed": copied.changed,
+                "reason": outcome.reason,
+                "virtual_size_bytes": outcome.virtual_size_bytes,
+                "source": dataclasses.asdict(outcome.source),
+                "copy": dataclasses.asdict(outcome.copy) if outcome.copy else None,
+                "options": dict(outcome.manifest.options) if outcome.manifest else None,
+                "compared": outcome.compared,
+                "recovered": outcome.recovered,
+                "removed": [encodable(path) for path in copied.removed],
+                "seconds": {stage: round(took, 2) for stage, took in outcome.seconds.items()},
+            }
+        )
+    if copied.error is not None:
+        entry["error"] = copied.error.result()
+    return entry
+
+
+def _line(copied: Copied, *, check_mode: bool) -> str:
+    name, outcome = shown(copied.src), copied.outcome
+    if copied.error is not None or outcome is None:
+        return f"{name}: failed. {copied.error}"
+    if not outcome.changed:
+        return f"{name}: {outcome.reason} It is {shown(outcome.dest)}."
+    if check_mode or outcome.copy is None:
+        return f"{name}: to be copied to {shown(outcome.dest)}. {outcome.reason}"
+    size = (outcome.copy.allocated_bytes or 0) / 2**20
+    return f"{name}: copied to {shown(outcome.dest)}, {size:.1f} MiB. {outcome.reason}"

@@ -1,0 +1,241 @@
+#!/usr/bin/python
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: domain_compact
+short_description: Make the disks of domains small
+version_added: 0.1.0
+author: thinvirt.kvm contributors (@thinvirt)
+description:
+  - Compacts the disks of the chosen domains as M(thinvirt.kvm.image_compact) does, many
+    domains in one call, one image after the other.
+  - Domains that are shut off are compacted. Running ones are left alone, unless O(power=cycle).
+  - With O(power=cycle), a running guest is shut down in order if something is worth it, compacted,
+    started again and waited for. A guest that ran before runs afterwards, whatever happens to this
+    task. If it is killed, the next run starts the guest.
+extends_documentation_fragment:
+  - thinvirt.kvm.libvirt
+  - thinvirt.kvm.libvirt.domains_required
+  - thinvirt.kvm.compact
+attributes:
+  check_mode:
+    description:
+      - Can run in check mode and return changed status prediction without modifying target.
+    support: full
+    details:
+      - The prediction comes from reading the images. A copy that turns out to save less than was
+        estimated is dropped by a real run.
+  diff_mode:
+    description:
+      - Will return details on what has changed (or possibly needs changing in check mode), when in
+        diff mode.
+    support: full
+  idempotent:
+    description:
+      - When run twice in a row with the same arguments, the second invocation indicates no change.
+    support: full
+    details:
+      - With O(power=cycle) a guest that writes zeros or deletes snapshots between two runs makes
+        both change.
+options:
+  disks:
+    description:
+      - Targets such as V(vda), or globs such as V(sd*). By default every disk that the guest writes
+        and that is in a file of this host.
+      - A target that none of the chosen domains has is an error.
+    type: list
+    elements: str
+    default: []
+  power:
+    description:
+      - V(keep) leaves running domains alone.
+      - V(cycle) shuts a running guest down through its agent or ACPI, never by force, and starts it
+        again. One guest after the other.
+    type: str
+    choices: [keep, cycle]
+    default: keep
+  shutdown_timeout:
+    description:
+      - Seconds that a guest may take to power off, and again to come back, with O(power=cycle).
+    type: int
+    default: 300
+seealso:
+  - module: thinvirt.kvm.image_compact
+  - module: thinvirt.kvm.domain_trim
+"""
+
+EXAMPLES = r"""
+- name: Compact all domains that are shut off, where it is worth it
+  thinvirt.kvm.domain_compact:
+    domains: ['*']
+
+- name: Compact two guests tonight, with a short time off each
+  thinvirt.kvm.domain_compact:
+    domains: [mail, files]
+    power: cycle
+    shutdown_timeout: 600
+
+- name: See what compacting the test machines would give back
+  thinvirt.kvm.domain_compact:
+    domains: ['test-*']
+    power: cycle
+  check_mode: true
+
+- name: Shorten and defragment one data disk that gives back at least 5 %
+  thinvirt.kvm.domain_compact:
+    domains: [db1]
+    disks: [vdb]
+    method: rewrite
+    min_reclaim_percent: 5
+"""
+
+RETURN = r"""
+freed_bytes:
+  description: What the host gained in all, in bytes of allocated blocks; in check mode, would gain.
+  returned: always
+  type: int
+  sample: 1610612736
+summary:
+  description: One line per disk, and per domain that was skipped or failed, for people.
+  returned: always
+  type: list
+  elements: str
+domains:
+  description: One entry per chosen domain, in the order of their names.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: Name of the domain.
+      type: str
+      sample: web1
+    uuid:
+      description: UUID of the domain.
+      type: str
+      sample: f4e2b079-09dd-4204-b81e-9bec7bc31162
+    status:
+      description: One of V(done), V(skipped) and V(failed).
+      type: str
+    reason:
+      description: Why a domain was skipped.
+      type: str
+    changed:
+      description:
+        - Whether a disk was (in check mode, would be) made smaller, or the guest restarted.
+      type: bool
+    freed_bytes:
+      description: What this domain gave back, in bytes.
+      type: int
+    downtime_seconds:
+      description: Time from the request to power off until the guest was back.
+      type: float
+      returned: when the guest was restarted
+    recovered:
+      description: What a killed run had left of this domain's power state; empty if nothing.
+      type: str
+    disks:
+      description:
+        - The disks that were looked at. Besides C(target), each entry is as C(images) of
+          M(thinvirt.kvm.image_compact).
+      type: list
+      elements: dict
+      contains:
+        target:
+          description: Name of the disk in the domain.
+          type: str
+          sample: vda
+        path:
+          description: Its image.
+          type: str
+        changed:
+          description: Whether it was (in check mode, would be) made smaller.
+          type: bool
+          returned: success
+        method:
+          description: What was done; V(punch), V(rewrite), V(trim) or V(none).
+          type: str
+          returned: success
+        reason:
+          description: Why that was done, or why nothing was.
+          type: str
+          returned: success
+        freed_bytes:
+          description: Blocks that the host got back.
+          type: int
+          returned: success
+        error:
+          description: Why it was not compacted.
+          type: dict
+          returned: on failure of this disk
+    error:
+      description: Why this domain could not be worked on.
+      type: dict
+      returned: on failure of this domain
+      contains:
+        msg:
+          description: What happened and what to do, in a sentence or two.
+          type: str
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import compact_report
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.compact import Compactor
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Hypervisor
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.select import refuse_duplicates
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.usage import Users
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image import compact_policy
+from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_raise
+from ansible_collections.thinvirt.kvm.plugins.module_utils._spec import (
+    compact_spec,
+    failure_message,
+    libvirt_spec,
+)
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            **libvirt_spec(domains_required=True),
+            "disks": {"type": "list", "elements": "str", "default": []},
+            "power": {"type": "str", "choices": ["keep", "cycle"], "default": "keep"},
+            "shutdown_timeout": {"type": "int", "default": 300},
+            **compact_spec(),
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    try:
+        refuse_duplicates("disks", params["disks"])
+        request = compact_policy.request_of(params, image_format="auto")
+        with signals_raise(), Hypervisor(params["uri"], local_only=True) as hypervisor:
+            users = Users(hypervisor)
+            compactor = Compactor(
+                hypervisor=hypervisor,
+                users=users,
+                request=request,
+                disks=params["disks"],
+                power=params["power"],
+                shutdown_timeout=params["shutdown_timeout"],
+                check_mode=module.check_mode,
+                log=module.log,
+            )
+            outcomes = compactor.domains(params["domains"])
+            if not module.check_mode:
+                users.refresh_pools(disk.path for o in outcomes for disk in o.disks)
+    except ThinvirtError as error:
+        module.fail_json(**error.result())
+    answer = compact_report.result(outcomes, check_mode=module.check_mode)
+    failed = [(outcome.guest.name, error) for outcome in outcomes for error in outcome.errors()]
+    if failed:
+        module.fail_json(msg=failure_message("domains", failed, of=len(outcomes)), **answer)
+    module.exit_json(**answer)
+
+
+if __name__ == "__main__":
+    main()

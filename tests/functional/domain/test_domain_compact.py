@@ -1,0 +1,243 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""domain_compact on domains that are off, that run, and that are shut down meanwhile.
+
+Blocks are counted with stat, power is read with virsh, content is checked in the guest.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from image_lab import qemu_io, run
+from lab import Disk, GuestSpec
+from support import assert_explains, run_module
+
+MIB = 1 << 20
+NAMESPACE = "https://github.com/thinvirt/thinvirt.kvm/restart"
+
+
+@pytest.fixture
+def domain(lab):
+    """Define domains without a system, 8 MiB of zeros written to their disk; a function of name."""
+    guests = []
+
+    def domain(name="c-off", *, file_format="qcow2"):
+        disk = Disk("sda", "scsi", size_bytes=64 * MIB, format=file_format)
+        guest = lab.create(GuestSpec(name, memory_mib=64, disks=(disk,)))
+        guests.append(guest)
+        if file_format == "qcow2":
+            qemu_io(guest.disk("sda").path, "write -P 0 0 8M", "write -P 7 8M 1M")
+        return guest
+
+    yield domain
+    for guest in guests:
+        guest.destroy()
+        lab.virsh("undefine", guest.name, "--managed-save", "--snapshots-metadata")
+
+
+@pytest.fixture(scope="module")
+def booted(lab):
+    """A guest that runs and has an agent; its file /keep is checked with /keep.sum."""
+    guest = lab.create(GuestSpec("c-booted"))
+    try:
+        guest.start()
+        guest.wait_for_agent()
+        guest.run("sh", "-c", "head -c 8M /dev/urandom >/keep; sha256sum /keep >/keep.sum; sync")
+        yield guest
+    finally:
+        guest.destroy()
+        lab.virsh("undefine", "c-booted")
+
+
+def compact(lab, *names, **arguments):
+    given = {"min_free_bytes": 0, **arguments}
+    return run_module("domain_compact", uri=lab.uri, domains=list(names), **given)
+
+
+def blocks(guest):
+    return os.stat(guest.disk("sda").path).st_blocks * 512
+
+
+def write_zeros(guest):
+    """A guest that zero-fills, as administrators do by hand: the host's blocks grow."""
+    guest.run("dd", "if=/dev/zero", "of=/zeros", "bs=1M", "count=200", "conv=fsync", timeout=120)
+    guest.run("rm", "/zeros")
+    guest.run("sync")
+
+
+def has_note(guest):
+    return NAMESPACE in guest.xml(inactive=True)
+
+
+def leave_note(lab, guest, process):
+    element = f"<restart process='{process}'/>"
+    options = ("--uri", NAMESPACE, "--key", "thinvirt", "--set", element, "--config")
+    lab.virsh("metadata", guest.name, *options)
+
+
+def test_check_then_run_then_again(lab, domain):
+    guest = domain()
+    xml, before = guest.xml(inactive=True), blocks(guest)
+    checked = compact(lab, guest.name, check=True)
+    assert checked["changed"]
+    assert blocks(guest) == before
+
+    real = compact(lab, guest.name)
+    assert real["diff"]["before"] == checked["diff"]["before"]
+    assert real["freed_bytes"] == before - blocks(guest) >= 8 * MIB
+    assert abs(real["freed_bytes"] - checked["freed_bytes"]) < MIB
+    assert real["domains"][0]["disks"][0]["method"] == "punch"
+    assert guest.xml(inactive=True) == xml
+    assert "downtime_seconds" not in real["domains"][0]
+
+    again = compact(lab, guest.name)
+    assert not again["changed"]
+    lab.virsh("start", guest.name, "--paused")
+
+
+def test_a_running_domain_is_left_alone(lab, domain):
+    guest = domain()
+    lab.virsh("start", guest.name, "--paused")
+    before = blocks(guest)
+    result = compact(lab, guest.name)
+    assert not result["changed"]
+    assert result["summary"] == ["c-off: skipped. The domain is running."]
+    assert (guest.state(), blocks(guest)) == ("paused", before)
+
+
+def test_one_refused_domain_does_not_stop_the_others(lab, domain):
+    refused, other = domain("c-a"), domain("c-b")
+    lab.virsh("snapshot-create-as", refused.name, "s1")
+    before = blocks(refused)
+    result = compact(lab, refused.name, other.name, method="rewrite")
+    assert_explains(result, "1 of 2 domains failed", "c-a: ", "snapshot", "nothing was changed")
+    assert result["changed"]
+    assert blocks(refused) == before
+    assert [entry["status"] for entry in result["domains"]] == ["failed", "done"]
+    # What leaves the content as it is may be done all the same.
+    assert compact(lab, refused.name, method="punch")["changed"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"disks": ["vdz"]}, ["has a disk vdz", "virsh domblklist"]),
+        ({"disks": ["sda", "sda"]}, ["names sda twice"]),
+        ({"domains": ["nobody"]}, ["no domain nobody"]),
+        ({"uri": "qemu+ssh://elsewhere/system"}, ["leads to another machine"]),
+        ({"method": "trim"}, ["no way back", "accept_no_rollback"]),
+        ({"min_reclaim_bytes": -1}, ["min_reclaim_bytes is negative"]),
+        ({"timeout": 0}, ["timeout"]),
+    ],
+)
+def test_bad_input_changes_nothing(lab, domain, arguments, words):
+    guest = domain()
+    before = blocks(guest)
+    given = {"uri": lab.uri, "domains": [guest.name], **arguments}
+    assert_explains(run_module("domain_compact", **given), *words)
+    assert blocks(guest) == before
+
+
+def test_another_format_is_refused(lab, domain):
+    guest = domain(file_format="vmdk")
+    assert_explains(compact(lab, guest.name), "has the format vmdk", "qemu-img convert")
+
+
+def test_a_guest_that_does_not_power_off_is_left_running_and_not_forgotten(lab, domain):
+    guest = domain()
+    lab.virsh("start", guest.name, "--paused")
+    before = blocks(guest)
+    result = compact(lab, guest.name, power="cycle", shutdown_timeout=2)
+    assert_explains(result, "did not power off within 2 s", "left running")
+    assert (guest.state(), blocks(guest)) == ("paused", before)
+
+    guest.destroy()  # as if it had obeyed in the end
+    result = compact(lab, guest.name)
+    assert result["changed"]
+    assert "started again" in result["domains"][0]["recovered"]
+    assert guest.state() == "running"
+    assert before - blocks(guest) >= 8 * MIB
+    assert not has_note(guest)
+
+
+def test_nothing_is_started_in_check_mode(lab, domain):
+    guest = domain()
+    leave_note(lab, guest, "999999 gone")
+    assert compact(lab, guest.name, check=True)["changed"]
+    assert guest.state() == "shut off"
+    assert has_note(guest)
+
+
+def test_a_guest_that_another_run_has_shut_down_is_left_to_it(lab, domain):
+    guest = domain()
+    with open("/proc/self/stat", encoding="ascii") as file:
+        began = file.read().rpartition(")")[2].split()[19]
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        boot = file.read().strip()
+    leave_note(lab, guest, f"{os.getpid()} {boot} {began}")
+    result = compact(lab, guest.name)
+    assert_explains(result, f"Another run (process {os.getpid()})", "Wait for it to end")
+    assert guest.state() == "shut off"
+
+
+def test_power_cycle(lab, booted):
+    write_zeros(booted)
+    before = blocks(booted)
+    checked = compact(lab, booted.name, power="cycle", check=True)
+    assert checked["changed"]
+    assert booted.state() == "running"
+
+    result = compact(lab, booted.name, power="cycle")
+    (entry,) = result["domains"]
+    assert before - blocks(booted) >= 190 * MIB
+    assert entry["downtime_seconds"] > 1
+    assert booted.state() == "running"
+    booted.run("sha256sum", "--check", "--quiet", "/keep.sum")
+    assert not has_note(booted)
+
+    again = compact(lab, booted.name, power="cycle")
+    assert not again["changed"]
+    assert again["domains"][0]["reason"] == "Nothing is worth a shutdown."
+
+
+_RUN = """
+import sys
+sys.path[:0] = {path!r}
+from support import run_module
+run_module("domain_compact", uri={uri!r}, domains=["c-booted"], power="cycle", method="rewrite",
+           min_free_bytes=0)
+"""
+
+
+def test_killed_while_the_guest_is_off_the_next_run_starts_it(lab, booted):
+    write_zeros(booted)
+    program = _RUN.format(path=sys.path, uri=lab.uri)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while booted.state() != "shut off":
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+    time.sleep(1)  # while its copy is made
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert booted.state() == "shut off"
+    assert has_note(booted)
+    image = booted.disk("sda").path
+    run("qemu-img", "check", "-f", "qcow2", image)
+
+    before = blocks(booted)
+    result = compact(lab, booted.name)
+    assert "started again" in result["domains"][0]["recovered"]
+    assert before - blocks(booted) >= 190 * MIB
+    booted.wait_for_agent()
+    booted.run("sha256sum", "--check", "--quiet", "/keep.sum")
+    folder = os.path.dirname(image)
+    assert [name for name in os.listdir(folder) if "thinvirt" in name] == []

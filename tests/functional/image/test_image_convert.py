@@ -1,0 +1,256 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Copies elsewhere, judged by qemu-img and stat."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from image_lab import create, qemu_io, run
+from support import assert_explains, run_module
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def image(tmp_path):
+    """An image of 64 MiB with 20 MiB of data and 10 MiB of written zeros."""
+    path = create(tmp_path / "web1.qcow2")
+    qemu_io(path, "write -P 7 0 20M", "write -P 0 20M 10M")
+    (tmp_path / "out").mkdir()
+    return path
+
+
+def convert(**arguments):
+    return run_module("image_convert", **{"min_free_bytes": 0, **arguments})
+
+
+def info(path) -> dict:
+    return json.loads(run("qemu-img", "info", "-f", "qcow2", "--output=json", path))
+
+
+def test_a_copy_is_made_once(image, tmp_path):
+    dest = tmp_path / "out" / "copy.qcow2"
+    os.chmod(image, 0o640)
+    checked = convert(src=image, dest=str(dest), check=True)
+    assert checked["changed"]
+    assert os.listdir(tmp_path / "out") == []
+
+    made = convert(src=image, dest=str(dest))
+    (entry,) = made["images"]
+    assert made["changed"]
+    assert entry["compared"]
+    assert made["diff"] == checked["diff"]
+    assert "identical" in run("qemu-img", "compare", image, dest)
+    # Four tables of a cluster of 2 MiB each, and hardly any data.
+    assert entry["copy"]["allocated_bytes"] == os.stat(dest).st_blocks * 512 < 10 * MIB
+    assert info(dest)["cluster-size"] == 2 * MIB
+    assert info(dest)["format-specific"]["data"]["compression-type"] == "zstd"
+    assert os.stat(dest).st_mode & 0o777 == 0o640
+
+    before = os.stat(dest)
+    again = convert(src=image, dest=str(dest))
+    assert not again["changed"]
+    assert again["images"][0]["reason"] == "The copy is up to date."
+    assert os.stat(dest).st_mtime_ns == before.st_mtime_ns
+    assert sorted(os.listdir(tmp_path / "out")) == ["copy.qcow2", "copy.qcow2.thinvirt.json"]
+
+
+def test_a_changed_image_or_option_is_copied_again(image, tmp_path):
+    dest = str(tmp_path / "out" / "copy.qcow2")
+    convert(src=image, dest=dest)
+    qemu_io(image, "write -P 8 40M 1M")
+    assert convert(src=image, dest=dest)["changed"]
+    assert "identical" in run("qemu-img", "compare", image, dest)
+    assert convert(src=image, dest=dest, compression="none")["changed"]
+    assert info(dest)["cluster-size"] == 65536
+    assert not convert(src=image, dest=dest, compression="none")["changed"]
+    assert convert(src=image, dest=dest, compression="none", force=True)["changed"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"format": "raw"}, 20 * MIB),
+        ({"format": "raw", "sparse": False}, 64 * MIB),
+        ({"format": "raw", "preallocation": "falloc"}, 64 * MIB),
+        ({"compression": "none"}, 20 * MIB),
+        ({"compression": "none", "preallocation": "full"}, 64 * MIB),
+        ({"compression": "zlib", "cluster_size_bytes": 65536}, 0),
+    ],
+)
+def test_forms(image, tmp_path, options, expected):
+    dest = str(tmp_path / "out" / "copy")
+    result = convert(src=image, dest=dest, **options)
+    assert result["changed"]
+    assert "identical" in run("qemu-img", "compare", image, dest)
+    assert expected <= os.stat(dest).st_blocks * 512 < expected + 2 * MIB
+
+
+def test_owner_and_mode_as_asked(image, tmp_path):
+    dest = str(tmp_path / "out" / "copy.qcow2")
+    convert(src=image, dest=dest, mode="0600")
+    assert os.stat(dest).st_mode & 0o777 == 0o600
+    assert convert(src=image, dest=dest, mode="0644")["changed"]
+    assert os.stat(dest).st_mode & 0o777 == 0o644
+    assert not convert(src=image, dest=dest, mode="0644")["changed"]
+
+
+def test_the_copy_of_an_overlay_is_whole(image, tmp_path):
+    (tmp_path / "top").mkdir()
+    top = create(tmp_path / "top" / "top.qcow2", backing=image)
+    qemu_io(top, "write -P 9 50M 1M")
+    dest = str(tmp_path / "out" / "copy.qcow2")
+    refused = convert(src=top, dest=dest)
+    assert_explains(refused, "lies in no allowed folder", "allowed_dirs")
+    assert os.listdir(tmp_path / "out") == []
+    convert(src=top, dest=dest, allowed_dirs=[str(tmp_path)])
+    assert "backing-filename" not in info(dest)
+    assert "identical" in run("qemu-img", "compare", top, dest)
+
+
+def test_an_external_data_file_is_taken_in(tmp_path):
+    path = create(tmp_path / "x.qcow2", data_file=str(tmp_path / "x.raw"))
+    qemu_io(path, "write -P 5 0 3M")
+    dest = str(tmp_path / "copy.qcow2")
+    convert(src=path, dest=dest)
+    assert "data-file" not in info(dest)["format-specific"]["data"]
+    assert "identical" in run("qemu-img", "compare", path, dest)
+
+
+def refused(image, tmp_path, *words, **arguments):
+    """It is refused with these words, and the folder stays as it was."""
+    before = {name: os.stat(tmp_path / "out" / name) for name in os.listdir(tmp_path / "out")}
+    given = {"src": image, "dest": str(tmp_path / "out" / "copy.qcow2"), **arguments}
+    assert_explains(convert(**given), *words)
+    after = {name: os.stat(tmp_path / "out" / name) for name in os.listdir(tmp_path / "out")}
+    assert {n: (s.st_ino, s.st_mtime_ns) for n, s in before.items()} == {
+        n: (s.st_ino, s.st_mtime_ns) for n, s in after.items()
+    }
+
+
+def test_refusals(image, tmp_path):
+    out = tmp_path / "out"
+    (out / "foreign.qcow2").write_text("somebody's only copy of something")
+    (out / "link.qcow2").symlink_to("/etc/passwd")
+    refused(image, tmp_path, "is no copy that this module made", dest=str(out / "foreign.qcow2"))
+    refused(image, tmp_path, "no regular file", dest=str(out / "link.qcow2"))
+    refused(image, tmp_path, "no regular file", dest=str(out), force=True)
+    refused(image, tmp_path, "is the image itself", dest=image, force=True)
+    refused(image, tmp_path, "is no folder", dest=str(tmp_path / "nowhere" / "x"))
+    refused(image, tmp_path, "absolute path", dest="relative.qcow2")
+    refused(image, tmp_path, "does not exist", src=str(tmp_path / "gone"))
+    refused(
+        image,
+        tmp_path,
+        "both compressed and preallocated",
+        compression="zlib",
+        preallocation="full",
+    )
+    refused(image, tmp_path, "neither clusters nor compression", format="raw", compression="zstd")
+    refused(image, tmp_path, "power of two", cluster_size_bytes=1000)
+    refused(image, tmp_path, "free (min_free_bytes)", min_free_bytes=1 << 60)
+    assert (out / "foreign.qcow2").read_text() == "somebody's only copy of something"
+
+
+def test_a_copy_that_somebody_changed_is_not_ours_any_more(image, tmp_path):
+    dest = tmp_path / "out" / "copy.qcow2"
+    convert(src=image, dest=str(dest))
+    qemu_io(dest, "write -P 1 0 1M")
+    qemu_io(image, "write -P 2 0 1M")
+    refused(image, tmp_path, "was changed since")
+
+
+def test_damage_is_not_copied(image, tmp_path):
+    with open(image, "r+b") as file:
+        file.seek(2 * 65536)
+        file.write(bytes(64))  # reference counts of clusters that are used
+    refused(image, tmp_path, "damaged")
+
+
+def test_an_image_in_use_is_refused(image, tmp_path):
+    reader = subprocess.Popen(
+        ["qemu-io", "-f", "qcow2", image], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 20
+        while "in use" not in (result := convert(src=image, dest=f"{tmp_path}/out/x"))["msg"]:
+            assert time.monotonic() < deadline
+            shutil.rmtree(tmp_path / "out")
+            (tmp_path / "out").mkdir()
+        assert_explains(result, "in use", "Shut the domain down")
+        assert os.listdir(tmp_path / "out") == []
+    finally:
+        reader.communicate(b"quit\n", timeout=20)
+
+
+def versions(tmp_path) -> list[str]:
+    return sorted(name for name in os.listdir(tmp_path / "out") if name.endswith(".qcow2"))
+
+
+def test_versions_and_retention(image, tmp_path):
+    out = str(tmp_path / "out")
+    (tmp_path / "out" / "web1-20200101T000000Z.qcow2").write_text("not ours")
+    made = []
+    for number in range(4):
+        assert convert(paths=[image], dest_dir=out, keep=2)["changed"]
+        assert not convert(paths=[image], dest_dir=out, keep=2)["changed"]
+        made = [name for name in versions(tmp_path) if "2020" not in name]
+        assert len(made) == min(number + 1, 2)
+        qemu_io(image, f"write -P {number} 0 1M")
+        time.sleep(1.1)  # versions are told apart by the second
+    checked = convert(paths=[image], dest_dir=out, keep=1, check=True)
+    assert [os.path.basename(path) for path in checked["images"][0]["removed"]] == made
+    assert [name for name in versions(tmp_path) if "2020" not in name] == made
+    real = convert(paths=[image], dest_dir=out, keep=1)
+    assert real["images"][0]["removed"] == checked["images"][0]["removed"]
+    (latest,) = (name for name in versions(tmp_path) if "2020" not in name)
+    assert "identical" in run("qemu-img", "compare", image, tmp_path / "out" / latest)
+    assert (tmp_path / "out" / "web1-20200101T000000Z.qcow2").read_text() == "not ours"
+
+
+def test_two_images_of_one_name_are_refused(image, tmp_path):
+    (tmp_path / "other").mkdir()
+    other = shutil.copy(image, tmp_path / "other" / "web1.qcow2")
+    result = convert(paths=[image, str(other)], dest_dir=str(tmp_path / "out"))
+    assert_explains(result, "2 of the images are called web1", "folders of their own")
+
+
+_KILLED = """
+import sys
+sys.path[:0] = {path!r}
+from support import run_module
+run_module("image_convert", src={src!r}, dest={dest!r}, min_free_bytes=0)
+"""
+
+
+def test_killed_at_any_time_the_next_run_goes_on(image, tmp_path):
+    """The old copy, or the new one, always has the name; never anything else."""
+    dest = tmp_path / "out" / "copy.qcow2"
+    qemu_io(image, "write -P 3 0 60M")
+    convert(src=image, dest=str(dest))
+    shutil.copy(dest, tmp_path / "first.qcow2")
+    qemu_io(image, "write -P 4 0 60M")
+    program = _KILLED.format(path=sys.path, src=image, dest=str(dest))
+    for delay in (0.25, 0.35, 0.45, 0.55, 0.65, 0.8):
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], start_new_session=True, stderr=subprocess.DEVNULL
+        )
+        time.sleep(delay)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        contents = [
+            subprocess.run(["qemu-img", "compare", other, dest], capture_output=True, check=False)
+            for other in (str(tmp_path / "first.qcow2"), image)
+        ]
+        assert 0 in [answer.returncode for answer in contents]
+    convert(src=image, dest=str(dest))
+    assert "identical" in run("qemu-img", "compare", image, dest)
+    assert sorted(os.listdir(tmp_path / "out")) == ["copy.qcow2", "copy.qcow2.thinvirt.json"]
