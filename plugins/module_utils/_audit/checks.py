@@ -65,8 +65,7 @@ def disk_findings(
             domain=domain,
             disk=disk.target,
         )
-        for link in links
-        if link.state != "works"
+        for link in {link.finding: link for link in links if link.state != "works"}.values()
     ]
     passes_now = live is not None and live.discard == "unmap"
     if passes_now and configured is not None and configured.discard != "unmap":
@@ -212,17 +211,21 @@ def _discard(domain: Domain, disk: Disk, configured: DiskSettings | None) -> Lin
     )
 
 
+def _unreadable(name: str, value: str, image: Image) -> Link:
+    return Link(
+        name=name,
+        value=value,
+        state="unknown",
+        finding="image-unreadable",
+        reason=image.error,
+        remedy="Look at the image with thinvirt.kvm.image_info.",
+    )
+
+
 def _format(image: Image) -> Link:
     name, header = image.format, image.qcow2
     if image.path and image.error:
-        return Link(
-            name="format",
-            value=name,
-            state="unknown",
-            finding="image-unreadable",
-            reason=image.error,
-            remedy="Look at the image with thinvirt.kvm.image_info.",
-        )
+        return _unreadable("format", name, image)
     if header is not None and header.version == 2 and header.backing_file is not None:
         return Link(
             name="format",
@@ -273,6 +276,8 @@ def _storage(disk: Disk, image: Image) -> Link:
         value = f"{system.type} at {shown(system.mount_point)}"
     if image.punch.works:
         return Link(name="storage", value=value)
+    if image.error:
+        return _unreadable("storage", value, image)
     if image.punch.works is None:
         return Link(
             name="storage",

@@ -193,6 +193,10 @@ class Auditor:
     def _punch(self, system: FileSystem, directory: str) -> PunchProbe:
         if not self._probe_storage:
             return _NOT_PROBED
-        if system.device not in self._punches:
-            self._punches[system.device] = can_punch_holes(directory)
-        return self._punches[system.device]
+        # What one folder has shown holds for its file system; what could not be found out does not.
+        for place in (system.device, directory):
+            if place in self._punches:
+                return self._punches[place]
+        probe = can_punch_holes(directory)
+        self._punches[directory if probe.works is None else system.device] = probe
+        return probe

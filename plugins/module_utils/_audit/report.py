@@ -115,7 +115,9 @@ def file_system_result(sums: Sums) -> Result:
 
 def summary(domains: t.Sequence[DomainAudit], systems: t.Iterable[Sums]) -> list[str]:
     """For people: what is broken or unknown, then what works, then the file systems."""
-    lines = [f"{domain.name}: {domain.error}" for domain in domains if domain.error is not None]
+    lines = [
+        f"{shown(domain.name)}: {domain.error}" for domain in domains if domain.error is not None
+    ]
     lines += [
         f"{_where(finding)}: {finding.severity} {finding.id}. {finding.reason} {finding.remedy}"
         for severity in ("error", "warning")
@@ -132,7 +134,8 @@ def summary(domains: t.Sequence[DomainAudit], systems: t.Iterable[Sums]) -> list
 
 
 def _where(finding: Finding) -> str:
-    return f"{finding.domain}/{finding.disk}" if finding.disk else finding.domain
+    domain = shown(finding.domain)
+    return f"{domain}/{shown(finding.disk)}" if finding.disk else domain
 
 
 def _file_system_line(sums: Sums) -> str:
