@@ -13,7 +13,7 @@ ARGS ?=
 RUN := . tools/env.sh;
 SCRIPTS := tools/setup tools/sanity tools/env.sh $(wildcard tools/lab/*.sh) .ci/run
 
-.PHONY: help setup setup-test demo demo-clean test bench static lint types sanity unit functional live
+.PHONY: help setup setup-test demo demo-clean test bench storm static lint types sanity unit functional live
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -38,6 +38,9 @@ test: setup-test ## everything: static checks, then unit, functional and live te
 
 bench: setup-test ## time the modules against the bare tools (about 5 min)
 	@$(RUN) python -m bench </dev/null
+
+storm: setup-test ## kill image_compact at some 300 moments and look what is left (about 15 min)
+	@$(RUN) THINVIRT_STORM=full pytest -s -m storm tests/functional $(ARGS) </dev/null
 
 static: lint types sanity
 

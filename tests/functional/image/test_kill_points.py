@@ -1,0 +1,129 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module is killed at each system call that changes a file, one after the other.
+
+strace(1) does it on entry: the call before has been carried out, this one has not.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from compact_lab import (
+    answer,
+    assert_same,
+    entry_of,
+    image,
+    leftovers,
+    sha256,
+    start,
+    users_of,
+    wait_for,
+)
+
+FULL = os.environ.get("THINVIRT_STORM") == "full"
+CALLS = (
+    *("link", "linkat", "rename", "renameat", "renameat2", "unlink", "unlinkat"),
+    *("fsync", "ftruncate", "write", "fchown", "fchmod", "fsetxattr", "fremovexattr"),
+)
+_CALL = re.compile(r"^([a-z0-9]+)\((.*)\) += ")
+
+
+def traced(path: Path, log: Path, *more: str, **parameters) -> subprocess.Popen:
+    prefix = ("strace", "-qq", "-s", "400", "-o", str(log), "-e", f"trace={','.join(CALLS)}")
+    return start(path, prefix=(*prefix, *more), **parameters)
+
+
+def points(log: Path) -> list[tuple[str, int, str]]:
+    """(call, how manieth of its kind, arguments), in order, from the journal's first word on.
+
+    In a short run only from the swap on: what comes before changes nothing but a copy.
+    """
+    counts: dict[str, int] = {}
+    found = []
+    for line in log.read_text().splitlines():
+        match = _CALL.match(line)
+        if match is None:
+            continue
+        call, arguments = match.groups()
+        counts[call] = counts.get(call, 0) + 1
+        found.append((call, counts[call], arguments))
+    words = r"\"stage\": \"swap\"" if not FULL else r"\"operation\": "
+    words = words.replace('"', r"\"").replace(r"\\", "\\")
+    first = next(i for i, (_call, _n, text) in enumerate(found) if words in text)
+    # What it prints in the end is no file.
+    return [point for point in found[first:] if not point[2].startswith("1,")]
+
+
+KINDS = {
+    "rewrite": {"method": "rewrite"},
+    "keep_original": {"method": "rewrite", "keep_original": True},
+}
+
+
+@pytest.mark.storm
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_at_each_system_call(tmp_path, kind):
+    parameters = KINDS[kind]
+    pristine, pool = image(tmp_path / "pristine", data_mib=4, zeros_mib=8), tmp_path / "pool"
+
+    def fresh() -> Path:
+        shutil.rmtree(pool, ignore_errors=True)
+        pool.mkdir()
+        shutil.copyfile(pristine, pool / "x.qcow2")
+        return pool / "x.qcow2"
+
+    path = fresh()
+    assert answer(traced(path, tmp_path / "log", **parameters))["changed"]
+    all_points = points(tmp_path / "log")
+    calls = [call for call, _number, _text in all_points]
+    assert calls.count("rename") == 1
+    print(f"\n{kind}: {len(all_points)} points: {' '.join(calls)}")
+    assert len(all_points) >= 8
+    new_image = False
+    for call, number, text in all_points:
+        path = fresh()
+        inode = path.stat().st_ino
+        inject = ("-e", f"inject={call}:signal=KILL:when={number}")
+        process = traced(path, tmp_path / "log", *inject, **parameters)
+        said = process.communicate()
+        where = f"before {call} {number}: {text}"
+        assert process.returncode == -9, (where, said)
+        wait_for(lambda: users_of(pool) == [], seconds=2)
+        assert_same(path, pristine)
+        # From the rename on, and not before, the name means the new image.
+        assert (path.stat().st_ino != inode) is new_image, where
+        new_image = new_image or call == "rename"
+        entry = entry_of(path, **parameters)
+        assert entry["recovered"] or not leftovers(pool), where
+        assert_same(path, pristine)
+        kept = ["x.qcow2.thinvirt-original"] if kind == "keep_original" else []
+        assert sorted(os.listdir(pool)) == sorted(["x.qcow2", *kept]), where
+        assert {(pool / name).stat().st_nlink for name in os.listdir(pool)} == {1}, where
+        assert all(sha256(pool / name) == sha256(pristine) for name in kept), where
+        assert not entry_of(path, **parameters)["changed"], where
+    assert new_image
+
+
+@pytest.mark.storm
+@pytest.mark.parametrize("number", [1, 2, 3, 50, 99] if not FULL else range(1, 100))
+def test_killed_at_a_hole(tmp_path, number):
+    path = tmp_path / "x.raw"
+    path.write_bytes((b"x" * 4096 + bytes(4096)) * 100)
+    checksum = sha256(path)
+    prefix = ("strace", "-qq", "-o", "/dev/null", "-e", "trace=fallocate")
+    prefix += ("-e", f"inject=fallocate:signal=KILL:when={number}")
+    process = start(path, prefix=prefix, method="punch", min_reclaim_bytes=0)
+    said = process.communicate()
+    assert process.returncode == -9, said
+    assert sha256(path) == checksum
+    entry = entry_of(path, method="punch", min_reclaim_bytes=0)
+    assert entry["recovered"].endswith("had left nothing to undo.")
+    assert entry["freed_bytes"] > 0
+    assert sha256(path) == checksum
+    assert os.listdir(tmp_path) == ["x.raw"]
