@@ -9,6 +9,10 @@ import subprocess
 import sys
 import typing as t
 
+#: A prefix: root that has to heed the modes of files, as others have to.  Another user might not
+#: even get to the checkout.
+WITHOUT_OVERRIDE = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+
 _RUN = """
 import importlib, json, sys
 from ansible.module_utils.testing import patch_module_args

@@ -170,7 +170,9 @@ class Guest:
 
 def _agent_error(name: str, command: str, timeout: int, error: t.Any) -> AgentError:
     code = error.get_error_code()
-    if code == libvirt.VIR_ERR_AGENT_UNRESPONSIVE:
+    # Newer releases (11.3 does) tell an agent that is too slow from one that is not there.
+    timeouts = ("VIR_ERR_AGENT_UNRESPONSIVE", "VIR_ERR_AGENT_COMMAND_TIMEOUT")
+    if code in [getattr(libvirt, name, None) for name in timeouts]:
         return AgentError(
             f"The guest agent of domain {name} did not answer {command} within its time limit "
             f"of {timeout} s, or is not running: {error}.",

@@ -9,7 +9,6 @@ journal says what was begun; ``recover`` ends or undoes what a killed run has le
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import errno
@@ -50,6 +49,9 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.extents impo
     file_usage,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.writeback import (
+    begin_writeback,
+)
 
 #: Seconds to wait for programs that had the old file open when it lost its name; a domain that
 #: starts at that moment gets no lock and ends at once.
@@ -218,11 +220,10 @@ def _prove(
 ) -> None:
     """The copy is on the disk and whole, and nobody wrote to its source since ``before``."""
     # The disk is busy with the one, the processors with the other.
-    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as flusher:
-        flushed = flusher.submit(os.fsync, fd)
-        _compare(source, fd, copy=copy, tool=tool, stages=stages)
-        with stages.stage("flush"):
-            _wait_for_flush(source.path, flushed)
+    begin_writeback(fd)
+    _compare(source, fd, copy=copy, tool=tool, stages=stages)
+    with stages.stage("flush"):
+        _flush(source.path, fd)
     if Identity.of(os.fstat(source.fd)) != before:
         raise RefusedError(
             f"{shown(source.path)} was written to while it was copied; the copy was removed.",
@@ -246,9 +247,9 @@ def _compare(source: Source, fd: int, *, copy: Copy, tool: QemuImg, stages: Stag
             )
 
 
-def _wait_for_flush(path: str, flushed: concurrent.futures.Future[None]) -> None:
+def _flush(path: str, fd: int) -> None:
     try:
-        flushed.result()
+        os.fsync(fd)
     except OSError as error:  # where blocks are allocated late, a full disk shows only now
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise ThinvirtError(

@@ -13,10 +13,9 @@ from xml.etree import ElementTree
 
 import pytest
 from lab import Disk, GuestSpec
-from support import assert_explains, run_module
+from support import WITHOUT_OVERRIDE, assert_explains, run_module
 
 MIB = 1 << 20
-WITHOUT_OVERRIDE = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
 
 
 @pytest.fixture
