@@ -184,7 +184,7 @@ def wait_for(condition: t.Callable[[], t.Any], *, seconds: float = 20) -> t.Any:
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.002)
+        time.sleep(0.0005)
     return value
 
 
@@ -203,17 +203,15 @@ def users_of(folder: Path) -> list[int]:
     return found
 
 
-def child_of(process: subprocess.Popen, *words: str) -> int:
-    """The child of a process whose command line has these words; waits for it."""
+def child_of(process: subprocess.Popen, word: str) -> int:
+    """The child of a process whose command line has this word; waits for it."""
 
     def find() -> int | None:
-        for name in os.listdir("/proc"):
-            if name.isdigit():
-                with contextlib.suppress(OSError):
-                    stat = Path("/proc", name, "stat").read_text().rsplit(")", 1)[1].split()
-                    argv = Path("/proc", name, "cmdline").read_bytes().split(b"\0")
-                    if int(stat[1]) == process.pid and {w.encode() for w in words} <= set(argv):
-                        return int(name)
+        assert process.poll() is None, "it has ended"
+        for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+            with contextlib.suppress(OSError):
+                if word.encode() in Path("/proc", pid, "cmdline").read_bytes().split(b"\0"):
+                    return int(pid)
         return None
 
     return t.cast("int", wait_for(find))
