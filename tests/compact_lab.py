@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -195,23 +196,45 @@ def users_of(folder: Path) -> list[int]:
         if not name.isdigit() or int(name) == os.getpid():
             continue
         with contextlib.suppress(OSError):
-            for link in os.scandir(f"/proc/{name}/fd"):
+            for fd in os.listdir(f"/proc/{name}/fd"):
                 with contextlib.suppress(OSError):
-                    if os.readlink(link.path).startswith(f"{folder}/"):
+                    if os.readlink(f"/proc/{name}/fd/{fd}").startswith(f"{folder}/"):
                         found.append(int(name))
                         break
     return found
 
 
-def child_of(process: subprocess.Popen, word: str) -> int:
-    """The child of a process whose command line has this word; waits for it."""
+def child_of(process: subprocess.Popen, command: str) -> int:
+    """The ``qemu-img`` with this command that a process has started; waits for it."""
 
     def find() -> int | None:
         assert process.poll() is None, "it has ended"
         for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
             with contextlib.suppress(OSError):
-                if word.encode() in Path("/proc", pid, "cmdline").read_bytes().split(b"\0"):
+                argv = Path("/proc", pid, "cmdline").read_bytes().split(b"\0")
+                # Before it is qemu-img it is setpriv, which must not be stopped.
+                if argv[0].endswith(b"qemu-img") and argv[1] == command.encode():
                     return int(pid)
         return None
 
     return t.cast("int", wait_for(find))
+
+
+@contextlib.contextmanager
+def held(path, stage: str, **parameters):
+    """A rewrite of an image that stands still in a stage: the process, and QEMU's in it."""
+    process = start(path, **{"method": "rewrite", **parameters})
+    try:
+        child = child_of(process, stage)
+        os.kill(child, signal.SIGSTOP)
+        yield process, child
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def assert_as_it_was(path: Path, before: dict) -> None:
+    """And nobody is at work on it any more."""
+    assert state(path.parent) == before
+    assert wait_for(lambda: users_of(path.parent) == [])

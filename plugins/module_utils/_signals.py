@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 import types
 import typing as t
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+#: Not empty while signals do not raise; the last one takes what comes.
+_held: list[list[int]] = []
 
 
 class StoppedError(ThinvirtError):
@@ -23,6 +26,13 @@ class StoppedError(ThinvirtError):
 
 
 def _stop(number: int, _frame: types.FrameType | None) -> None:
+    if _held:
+        _held[-1].append(number)
+    else:
+        _raise(number)
+
+
+def _raise(number: int) -> None:
     for each in _SIGNALS:  # what is being cleaned up is not interrupted by a second one
         signal.signal(each, _do_nothing)
     raise StoppedError(
@@ -54,3 +64,21 @@ def signals_wait() -> t.Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def signals_noted() -> t.Iterator[None]:
+    """Hold these signals back while a program is started, which would inherit blocked ones.
+
+    What was noted is raised in the end: who calls this knows the program by then, and can end it.
+    """
+    noted: list[int] = []
+    if threading.current_thread() is threading.main_thread():  # no other one is ever interrupted
+        _held.append(noted)
+    try:
+        yield
+    finally:
+        if _held and _held[-1] is noted:
+            _held.pop()
+        if noted:
+            _raise(noted[0])

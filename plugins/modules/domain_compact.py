@@ -63,6 +63,10 @@ options:
       - Seconds that a guest may take to power off, and again to come back, with O(power=cycle).
     type: int
     default: 300
+notes:
+  - A guest that has not powered off within O(shutdown_timeout) may do so later. It has a note in
+    its metadata, and the next run of this module or of M(thinvirt.kvm.domain_discard) starts it
+    then, also if somebody has turned it off on purpose meanwhile.
 seealso:
   - module: thinvirt.kvm.image_compact
   - module: thinvirt.kvm.domain_trim
@@ -122,7 +126,7 @@ domains:
       description: One of V(done), V(skipped) and V(failed).
       type: str
     reason:
-      description: Why a domain was skipped.
+      description: Why a domain was skipped, or left running; empty otherwise.
       type: str
     changed:
       description:

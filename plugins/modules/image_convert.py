@@ -36,7 +36,8 @@ attributes:
       - When run twice in a row with the same arguments, the second invocation indicates no change.
     support: full
     details:
-      - Not with O(force).
+      - Not with O(force), and not for a block device, which does not tell whether it was written
+        to.
 options:
   src:
     description: The image to copy; an absolute path.
@@ -187,12 +188,12 @@ images:
       returned: success
       sample: {allocated_bytes: 523436032, length_bytes: 10739318784}
     copy:
-      description: What the copy takes; V(null) in check mode.
+      description: What the copy takes; V(null) if it is only to be made (check mode).
       type: dict
       returned: success
       sample: {allocated_bytes: 340787200, length_bytes: 341180416}
     options:
-      description: What the copy was made with; V(null) in check mode.
+      description: What the copy was made with; V(null) if it is only to be made (check mode).
       type: dict
       returned: success
       sample: {format: qcow2, compression_type: zstd, cluster_size: "2097152", sparse: true}
@@ -271,7 +272,7 @@ def _copy(module: AnsibleModule) -> list[versions.Copied]:
     paths, unmatched = expand_paths(params["paths"])
     for pattern in unmatched:
         module.warn(f"Nothing matches {shown(pattern)}.")
-    folder = os.path.realpath(params["dest_dir"])
+    folder = convert.checked_folder(params["dest_dir"])
     return versions.copy_versions(paths, folder, request, keep=params["keep"], **common)
 
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 import time
 
 import pytest
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import (
     StoppedError,
+    signals_noted,
     signals_raise,
     signals_wait,
 )
@@ -101,3 +103,46 @@ def test_nothing_is_left_pending():
     with contextlib.suppress(StoppedError), signals_raise(), signals_wait():
         send(signal.SIGTERM)
     assert signal.sigpending() & set(SIGNALS) == set()
+
+
+def test_a_signal_is_noted_while_a_program_is_started():
+    """It would inherit signals that are held back, and nobody knows it yet that could end it."""
+    done = []
+
+    def work() -> None:
+        with signals_raise():
+            try:
+                with signals_noted():
+                    send(signal.SIGTERM)
+                    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(SIGNALS) == set()
+                    done.append("started")
+            finally:
+                done.append("ended")
+
+    with pytest.raises(StoppedError, match="SIGTERM"):
+        work()
+    assert done == ["started", "ended"]
+
+
+def test_other_threads_are_never_interrupted():
+    """A signal is the main thread's, whoever starts a program meanwhile."""
+    inside, over = threading.Event(), threading.Event()
+
+    def start() -> None:
+        with signals_noted():
+            inside.set()
+            over.wait(5)
+
+    def work() -> None:
+        with signals_raise():
+            thread = threading.Thread(target=start)
+            thread.start()
+            inside.wait(5)
+            try:
+                send(signal.SIGTERM)
+            finally:
+                over.set()
+                thread.join()
+
+    with pytest.raises(StoppedError):
+        work()

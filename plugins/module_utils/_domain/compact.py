@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 import typing as t
 
@@ -99,6 +100,8 @@ class Compactor:
             try:
                 configured = xml.parse_domain(guest.configured_xml(with_secrets=False))
                 read.append((outcome, configured))
+            except StoppedError:
+                raise
             except ThinvirtError as error:
                 outcome.status, outcome.error = "failed", error
         policy.refuse_unknown_disks([configured for _outcome, configured in read], self.disks)
@@ -133,7 +136,10 @@ class Compactor:
             outcome.status, outcome.reason = "skipped", "The domain is running."
             return
         planned = self._disks(configured, check_mode=True, running=True)
-        if self.check_mode or not any(disk.outcome and disk.outcome.changed for disk in planned):
+        worth_it = any(disk.outcome and disk.outcome.changed for disk in planned)
+        if worth_it:
+            restart.refuse_no_return(guest, configured, live)
+        if self.check_mode or not worth_it:
             outcome.disks = planned
             outcome.reason = "" if self.check_mode else "Nothing is worth a shutdown."
             return
@@ -149,19 +155,22 @@ class Compactor:
         self, domain: xml.Domain, *, check_mode: bool, running: bool = False
     ) -> list[DiskOutcome]:
         return [
-            self._disk(domain.name, disk, check_mode=check_mode, running=running)
+            self._disk(domain, disk, check_mode=check_mode, running=running)
             for disk in policy.choose_disks(domain, self.disks)
         ]
 
-    def _disk(self, domain: str, disk: xml.Disk, *, check_mode: bool, running: bool) -> DiskOutcome:
+    def _disk(
+        self, domain: xml.Domain, disk: xml.Disk, *, check_mode: bool, running: bool
+    ) -> DiskOutcome:
         done = DiskOutcome(disk.target, disk.path)
         try:
             done.path = self.hypervisor.disk_path(disk)
-            _refuse_foreign(domain, disk, done.path)
+            _refuse_foreign(domain.name, disk, done.path)
             request = dataclasses.replace(self.request, image_format=disk.format or "raw")
             stages = Stages(report=progress_logger(done.path, self.log))
             if running:
-                done.outcome = estimate(done.path, request, stages=stages)
+                obstacles = functools.partial(self.users.obstacles, off=domain.uuid)
+                done.outcome = estimate(done.path, request, obstacles=obstacles, stages=stages)
             else:
                 done.outcome = compact.compact(
                     done.path,

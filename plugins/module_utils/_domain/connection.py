@@ -63,12 +63,13 @@ def _translated(doing: str) -> t.Iterator[None]:
 class Guest:
     """One domain on an open connection.  Safe to use from several threads."""
 
-    def __init__(self, domain: t.Any) -> None:
+    def __init__(self, domain: t.Any, uri: str) -> None:
         self._domain = domain
         self.name: str = domain.name()
         self.uuid: str = domain.UUIDString()
         #: Whether it ran when it was looked up; unlike :meth:`is_active`, not asked anew.
         self.was_active: bool = domain.ID() >= 0
+        self._uri = uri
 
     def is_active(self) -> bool:
         with _translated(f"read the state of domain {self.name}"):
@@ -140,6 +141,21 @@ class Guest:
         """
         with _translated(f"shut down domain {self.name}"):
             self._domain.shutdown()
+
+    def reconnect(self) -> None:
+        """Connect anew, as when libvirtd was restarted.
+
+        :raises HypervisorError: it does not answer yet.
+        """
+        with _translated(f"be reached again for domain {self.name}"):
+            self._domain = libvirt.open(self._uri).lookupByUUIDString(self.uuid)
+
+    def is_lost(self) -> bool:
+        """Whether the connection to libvirt is lost."""
+        try:
+            return not self._domain.connect().isAlive()
+        except libvirt.libvirtError:
+            return True
 
     def start(self) -> None:
         with _translated(f"start domain {self.name}"):
@@ -271,12 +287,12 @@ class Hypervisor:
                 remedy="Compare with virsh list --all, or use a glob.",
             )
         names = sorted(set().union(*chosen.values()))
-        return [Guest(known[name]) for name in names]
+        return [Guest(known[name], self.uri) for name in names]
 
     def define(self, xml: str) -> Guest:
         """Make this the domain's configuration for its next start."""
         with _translated("define the domain"):
-            return Guest(self._connection.defineXML(xml))
+            return Guest(self._connection.defineXML(xml), self.uri)
 
     def refresh_pools(self, paths: t.Iterable[str]) -> None:
         """Have each storage pool that one of these files is a volume of look at it anew.

@@ -120,8 +120,8 @@ def decide(
             outcome.agent_connected = live is not None and live.agent_connected
             if plan.changes() or plan.restart_required:
                 _refuse_transient(outcome.guest)
-            if outcome.cycles(apply):
-                _refuse_restart_loop(configured)
+            if outcome.cycles(apply) and live is not None:
+                restart.refuse_no_return(outcome.guest, configured, live)
         except ThinvirtError as error:
             outcome.plan, outcome.error = None, error
     return outcomes
@@ -176,13 +176,4 @@ def _refuse_transient(guest: Guest) -> None:
             f"Refused: domain {guest.name} is transient, it has no configuration that could be "
             "changed; nothing was changed.",
             remedy=f"Make it persistent first (virsh dumpxml {guest.name}, then virsh define).",
-        )
-
-
-def _refuse_restart_loop(configured: xml.Domain) -> None:
-    if configured.on_poweroff != "destroy":
-        raise RefusedError(
-            f"Refused: domain {configured.name} has on_poweroff={configured.on_poweroff}, so it "
-            "cannot be turned off and on in order; nothing was changed.",
-            remedy="Use apply: config and restart it by hand, or set on_poweroff to destroy.",
         )

@@ -20,6 +20,11 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     HypervisorError,
     RefusedError,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_wait
+
+#: An upgrade of libvirt restarts its daemon, which takes some seconds.
+_RECONNECT_SECONDS = 60.0
+_RECONNECT_PAUSE_SECONDS = 1.0
 
 STARTED = "A run that was killed had shut it down; it was started again."
 
@@ -40,11 +45,30 @@ def shut_down_meanwhile(guest: Guest, *, timeout: int, expect_agent: bool) -> t.
         power.shut_down(guest, timeout)
         yield
     finally:
-        if not guest.is_active():
-            _start(guest)
-            guest.remove_note()
+        with signals_wait():
+            _bring_back(guest)
     if expect_agent:
         power.wait_for_agent(guest, timeout)
+
+
+def _bring_back(guest: Guest) -> None:
+    """Start the guest if it is off; libvirtd may have been restarted meanwhile.
+
+    :raises HypervisorError: it does not start, or libvirt does not answer any more.
+    """
+    deadline = time.monotonic() + _RECONNECT_SECONDS
+    while True:
+        try:
+            if not guest.is_active():
+                _start(guest)
+                guest.remove_note()
+            return
+        except HypervisorError:
+            if not guest.is_lost() or time.monotonic() > deadline:
+                raise
+        time.sleep(_RECONNECT_PAUSE_SECONDS)
+        with contextlib.suppress(HypervisorError):
+            guest.reconnect()
 
 
 def power_cycle(guest: Guest, *, timeout: int, expect_agent: bool) -> float:
@@ -60,6 +84,33 @@ def power_cycle(guest: Guest, *, timeout: int, expect_agent: bool) -> float:
     with shut_down_meanwhile(guest, timeout=timeout, expect_agent=expect_agent):
         pass
     return time.monotonic() - begin
+
+
+def refuse_no_return(guest: Guest, configured: xml.Domain, live: xml.Domain) -> None:
+    """Refuse to shut down what would not stay off, or would not come back as it is.
+
+    :raises RefusedError: nothing was changed.
+    """
+    if not guest.is_persistent():
+        raise RefusedError(
+            f"Refused: domain {guest.name} is transient, and would be gone after a shutdown; "
+            "nothing was changed.",
+            remedy=f"Make it persistent first (virsh dumpxml {guest.name}, then virsh define).",
+        )
+    if configured.on_poweroff != "destroy":
+        raise RefusedError(
+            f"Refused: domain {configured.name} has on_poweroff={configured.on_poweroff}, so it "
+            "cannot be turned off and on in order; nothing was changed.",
+            remedy="Restart it by hand, or set on_poweroff to destroy.",
+        )
+    plugged = {disk.target for disk in live.disks} - {disk.target for disk in configured.disks}
+    if plugged:
+        raise RefusedError(
+            f"Refused: domain {configured.name} has disks that were plugged in while it runs and "
+            f"are not in its configuration ({', '.join(sorted(plugged))}): it would come back "
+            "without them; nothing was changed.",
+            remedy="Attach them to the configuration too (virsh attach-device --config).",
+        )
 
 
 def is_forgotten(domain: xml.Domain) -> bool:

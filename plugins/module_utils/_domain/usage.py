@@ -90,10 +90,13 @@ class Users:
         if all(use.guest.uuid != guest.uuid for use in uses):
             uses.append(Use(guest, disk.target, disk.format or "raw"))
 
-    def obstacles(self, image: OpenImage) -> list[Obstacle]:
-        """What forbids to change an image, the worst first."""
+    def obstacles(self, image: OpenImage, *, off: str = "") -> list[Obstacle]:
+        """What forbids to change an image, the worst first.
+
+        :param off: UUID of a domain that is taken for shut off, as it will be.
+        """
         uses = self._by_key.get(image.key, [])
-        found = [obstacle for use in uses for obstacle in _of_domain(use)]
+        found = [o for use in uses for o in _of_domain(use, off=use.guest.uuid == off)]
         if len(uses) > 1:
             names = ", ".join(use.guest.name for use in uses)
             found.append(
@@ -170,10 +173,10 @@ def _of_format(use: Use) -> Obstacle:
     )
 
 
-def _of_domain(use: Use) -> list[Obstacle]:
+def _of_domain(use: Use, *, off: bool) -> list[Obstacle]:
     name = use.guest.name
     found = []
-    if use.guest.is_active():
+    if not off and use.guest.is_active():
         found.append(
             Obstacle(
                 f"is disk {use.target} of domain {name}, which is not shut off",

@@ -36,6 +36,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
     Identity,
     open_journal,
     peek,
+    temp_name,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import (
     refuse_other_writers,
@@ -45,6 +46,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import (
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.manifest import (
     Manifest,
     read_manifest,
+    remove_orphan,
     write_manifest,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.process import Runner, run
@@ -176,6 +178,21 @@ def convert(
     :raises ThinvirtError: it could not be done; nothing was changed.
     """
     dest = _checked_dest(dest)
+    try:
+        return _convert(src, dest, request, check_mode=check_mode, stages=stages, runner=runner)
+    except OSError as error:  # what nobody has thought of: a failing disk, a foreign owner
+        raise failure(dest, "written", error) from error
+
+
+def _convert(
+    src: str,
+    dest: str,
+    request: Request,
+    *,
+    check_mode: bool,
+    stages: Stages,
+    runner: Runner,
+) -> Outcome:
     with open_image(src) as image:
         header = read_open_header(image, path=src, image_format=request.src_format)
         work = _Conversion(image, header, dest, request=request, stages=stages, runner=runner)
@@ -184,8 +201,9 @@ def convert(
         if check_mode:
             left = peek(dest)
             outcome.recovered = f"Process {left.pid} was killed." if left else ""
-            refuse_writer(image.fd, src)
-            refuse_other_writers(image.fd, src)
+            if outcome.changed:
+                refuse_writer(image.fd, src)
+                refuse_other_writers(image.fd, src)
             return outcome
         with open_journal(dest) as journal:
             outcome.recovered = recover(dest, journal)
@@ -193,11 +211,10 @@ def convert(
                 return outcome
             with writers_kept_out(image.fd, src):
                 refuse_other_writers(image.fd, src)
-                spec = work.spec()
-                work.refuse_damaged(spec)
-                work.refuse_too_little_space(spec)
+                work.refuse_damaged()
+                work.refuse_too_little_space()
                 with verified_copy(
-                    Source(image.path, image.fd, spec),
+                    Source(image.path, image.fd, work.spec),
                     dest,
                     copy=work.copy,
                     min_free_bytes=request.min_free_bytes,
@@ -208,7 +225,10 @@ def convert(
                     copy_attributes(image.fd, new.fd)
                     os.fsync(new.fd)
                     outcome.manifest = work.noted(new, record.source)
-                    swap_in(new, dest, journal=journal, record=record, stages=stages)
+                    try:
+                        swap_in(new, dest, journal=journal, record=record, stages=stages)
+                    finally:
+                        remove_orphan(dest)
                     outcome.copy = new.usage
             outcome.compared = True
     outcome.seconds = dict(stages.seconds)
@@ -235,7 +255,10 @@ class _Conversion:
         self.stages = stages
         self.tool = QemuImg(timeout=request.timeout, runner=runner)
         self.copy = request.copy(self.tool)
-        self.source = Identity.of(os.fstat(image.fd))
+        #: Of the image and all that it depends on: the guest's data may be in none but a data file.
+        self.sources = [Identity.of(os.fstat(image.fd))]
+        self.block_device = image.block_device
+        self.spec = self._spec()
         self.options = {"format": self.copy.format, **self.copy.options, "sparse": request.sparse}
 
     def outcome(self) -> Outcome:
@@ -259,7 +282,10 @@ class _Conversion:
             outcome.changed, outcome.reason = True, "force was asked for."
         elif self.request.force:
             outcome.changed, outcome.reason = True, "force was asked for."
-        elif not manifest.is_of(self.image.path, self.source, self.options):
+        elif self.block_device:
+            outcome.changed = True
+            outcome.reason = "A block device does not tell whether it was written to."
+        elif not manifest.is_of(self.image.path, self.sources, self.options):
             outcome.changed, outcome.reason = True, "The image or the options have changed."
         else:
             outcome.reason = "The copy is up to date."
@@ -291,7 +317,7 @@ class _Conversion:
                 remedy="Copy the file as it is, with its domain shut off.",
             )
 
-    def spec(self) -> str:
+    def _spec(self) -> str:
         """The image with all that it depends on: a copy has to be whole."""
         places = Places.of(self.image.path, allowed_dirs=self.request.allowed_dirs)
         backing = []
@@ -301,7 +327,10 @@ class _Conversion:
                     f"The backing chain of {shown(self.image.path)} cannot be read: {link.error}"
                 )
             backing.append((Storage(link.path, link.header.block_device), link.header.format))
+            self._depend(link.path, block_device=link.header.block_device)
         data_file = data_file_of(self.header, places=places)
+        if data_file is not None:
+            self._depend(data_file.storage.path, block_device=data_file.storage.block_device)
         return image_spec(
             dataclasses.replace(fd_storage(self.image.fd), block_device=self.image.block_device),
             self.header.format,
@@ -309,12 +338,16 @@ class _Conversion:
             backing=backing,
         )
 
-    def refuse_damaged(self, spec: str) -> None:
+    def _depend(self, path: str, *, block_device: bool) -> None:
+        self.block_device = self.block_device or block_device
+        self.sources.append(Identity.of(os.stat(path)))
+
+    def refuse_damaged(self) -> None:
         """Refuse an image whose tables are damaged: the copy would be, without a word."""
         if self.header.qcow2 is None:
             return
         with self.stages.stage("check source"):
-            check = self.tool.check(spec, pass_fds=(self.image.fd,))
+            check = self.tool.check(self.spec, pass_fds=(self.image.fd,))
         if check.result == "corrupt" or check.check_errors:
             raise RefusedError(
                 f"{shown(self.image.path)} is damaged: qemu-img check found "
@@ -322,10 +355,10 @@ class _Conversion:
                 remedy="Repair it (qemu-img check -r all), or restore it from a backup.",
             )
 
-    def refuse_too_little_space(self, spec: str) -> None:
+    def refuse_too_little_space(self) -> None:
         """Refuse a copy for which there is no room; how far one compresses only time tells."""
         measured = self.tool.measure(
-            spec,
+            self.spec,
             target_format=self.copy.format,
             options=self.copy.options,
             pass_fds=(self.image.fd,),
@@ -346,7 +379,7 @@ class _Conversion:
         """Write down of what this is a copy, before it gets its name."""
         manifest = Manifest(
             src=self.image.path,
-            source=self.source,
+            sources=self.sources,
             options=self.options,
             copy=Identity.of(os.fstat(new.fd)),
             previous=previous,
@@ -357,13 +390,38 @@ class _Conversion:
 
 
 def _checked_dest(dest: str) -> str:
-    if not os.path.isabs(dest) or "\0" in dest or not os.path.basename(dest):
+    if not os.path.basename(dest):
         raise RefusedError(
             f"dest={shown(dest)} is not the absolute path of a file.", remedy="Name it from / on."
         )
-    folder = os.path.realpath(os.path.dirname(dest))
+    folder = checked_folder(os.path.dirname(dest))
+    dest = os.path.join(folder, os.path.basename(dest))
+    # The longest name that is needed beside it.
+    if len(os.fsencode(os.path.basename(temp_name(dest)))) > os.pathconf(folder, "PC_NAME_MAX"):
+        raise RefusedError(
+            f"{shown(dest)} is too long a name for a copy; nothing was changed.",
+            remedy="Name a shorter one.",
+        )
+    return dest
+
+
+def checked_folder(path: str) -> str:
+    """The folder for copies, symlinks resolved.
+
+    :raises RefusedError: it is none.
+    """
+    try:
+        os.fsencode(path)
+        usable = os.path.isabs(path) and "\0" not in path
+    except UnicodeEncodeError:
+        usable = False
+    if not usable:
+        raise RefusedError(
+            f"{shown(path)} is not the absolute path of a folder.", remedy="Name it from / on."
+        )
+    folder = os.path.realpath(path)
     if not os.path.isdir(folder):
         raise RefusedError(
             f"{shown(folder)} is no folder; nothing was changed.", remedy="Make it first."
         )
-    return os.path.join(folder, os.path.basename(dest))
+    return folder

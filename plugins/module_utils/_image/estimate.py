@@ -9,16 +9,27 @@ wrong.  It only tells whether shutting the guest down is worth it.
 from __future__ import annotations
 
 import dataclasses
+import os
 
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import RefusedError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact import (
+    Obstacles,
     Outcome,
     sizes_of,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact_policy import (
+    Facts,
+    Obstacle,
     Request,
     header_options,
+    refuse_any_change,
+    refuse_obstacles,
+    refuse_rewrite,
 )
-from ansible_collections.thinvirt.kvm.plugins.module_utils._image.files import open_image
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.files import (
+    OpenImage,
+    open_image,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.header import (
     ImageHeader,
     read_open_header,
@@ -30,17 +41,33 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import
     Stages,
     fd_storage,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.extents import (
+    allocated_extents,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.zeros import zero_runs
 
 
-def estimate(path: str, request: Request, *, stages: Stages, runner: Runner = run) -> Outcome:
+def estimate(
+    path: str,
+    request: Request,
+    *,
+    obstacles: Obstacles,
+    stages: Stages,
+    runner: Runner = run,
+) -> Outcome:
     """What :func:`compact.compact` would probably do if the image were not in use.
 
+    :param obstacles: what would forbid it even then.
+    :raises RefusedError: it would be refused even then.
     :raises ThinvirtError: the image can't be read.
     """
     with open_image(path) as image:
         header = read_open_header(image, path=image.path, image_format=request.image_format)
+        users = [o for o in obstacles(image) if o.unless_format != header.format]
+        refuse_obstacles(image.path, users, punch=request.method != "trim")
+        facts = _facts(image, header)
+        refuse_any_change(image.path, facts, request)
         sizes = sizes_of(header)
         outcome = Outcome(image.path, before=sizes, after=sizes)
         with stages.stage("estimate"):
@@ -63,13 +90,46 @@ def estimate(path: str, request: Request, *, stages: Stages, runner: Runner = ru
             outcome.reason = f"{found} bytes could come back, less than the {enough} worth it."
         else:
             punch = request.method == "punch" or (request.method == "auto" and zeros >= enough)
-            outcome.method = "punch" if punch else "rewrite"
-            outcome.reason = f"About {found} bytes are zeros, or clusters of no use."
-            outcome.after = dataclasses.replace(
-                sizes, allocated_bytes=max(0, sizes.allocated_bytes - found)
-            )
+            refusal = "" if punch else _refusal(image.path, facts, request, users)
+            if not refusal:
+                outcome.method = "punch" if punch else "rewrite"
+                outcome.after = dataclasses.replace(
+                    sizes, allocated_bytes=max(0, sizes.allocated_bytes - found)
+                )
+            outcome.reason = refusal or f"About {found} bytes are zeros, or clusters of no use."
         outcome.seconds = dict(stages.seconds)
         return outcome
+
+
+def _facts(image: OpenImage, header: ImageHeader) -> Facts:
+    """What is known of an image in use; a guest that runs may well have left it marked as dirty."""
+    if header.qcow2 is not None:
+        qcow2 = dataclasses.replace(header.qcow2, features=header.qcow2.features - {"dirty"})
+        header = dataclasses.replace(header, qcow2=qcow2)
+    sums = {False: 0, True: 0}
+    try:
+        for extent in allocated_extents(image.fd, flush=True) if not header.block_device else ():
+            sums[extent.unwritten] += extent.length
+    except OSError as error:
+        raise failure(image.path, "read", error) from error
+    return Facts(
+        header=header,
+        data_bytes=sums[False],
+        unwritten_bytes=sums[True],
+        links=os.fstat(image.fd).st_nlink,
+    )
+
+
+def _refusal(path: str, facts: Facts, request: Request, users: list[Obstacle]) -> str:
+    """Why a rewrite would be refused, where it need not be the method; empty if it would not."""
+    try:
+        refuse_obstacles(path, users, punch=False)
+        refuse_rewrite(path, facts, request)
+    except RefusedError as error:
+        if request.method == "rewrite":
+            raise
+        return f"A rewrite was refused: {error}"
+    return ""
 
 
 def _wants_another_form(header: ImageHeader, request: Request) -> bool:

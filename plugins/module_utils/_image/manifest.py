@@ -4,7 +4,8 @@
 
 It tells the next run that the copy is up to date, and that it is ours to replace or remove: only
 while the copy is as it was when it was made.  It is written just before the copy gets its name, and
-so it names the copy that had the name before as well.
+so it names the copy that had the name before as well.  What it says is believed only if we wrote
+it: others may write to the folder too.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import stat
 import typing as t
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import (
@@ -30,7 +32,7 @@ class Manifest:
     """What is known of a copy.
 
     :param src: the image's path, symlinks resolved.
-    :param source: the image as it was copied.
+    :param sources: the image as it was copied, and the files that it depends on.
     :param options: what the copy was made with.
     :param copy: the copy as it was left.
     :param previous: the copy that had the name before, as it was left; None if there was none.
@@ -39,40 +41,63 @@ class Manifest:
     """
 
     src: str
-    source: Identity
+    sources: t.Sequence[Identity]
     options: t.Mapping[str, t.Any]
     copy: Identity
     previous: Identity | None
     created: str
     pending: bool = False
 
-    def is_of(self, src: str, source: Identity, options: t.Mapping[str, t.Any]) -> bool:
+    def is_of(
+        self, src: str, sources: t.Sequence[Identity], options: t.Mapping[str, t.Any]
+    ) -> bool:
         """Whether a new copy would be the same."""
-        same = (self.src, self.source, dict(self.options)) == (src, source, dict(options))
+        same = (self.src, dict(self.options)) == (src, dict(options))
+        same = same and list(map(_lasting, self.sources)) == list(map(_lasting, sources))
         return same and not self.pending
 
 
+def _lasting(file: Identity) -> Identity:
+    """What stays the same over a reboot: LVM, NFS and btrfs may get another device number."""
+    return dataclasses.replace(file, dev=0)
+
+
 def read_manifest(copy: str) -> Manifest | None:
-    """The manifest of a copy; None without one that fits the file as it is now."""
+    """The manifest of a copy; None without one of ours that fits the file as it is now."""
     try:
         fd = os.open(copy + SUFFIX, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
     try:
+        if not _is_ours(os.fstat(fd)):
+            raise TypeError("Somebody else wrote it.")
         fields = json.loads(os.read(fd, _MAX_BYTES))
         files = {
             name: Identity(**fields[name]) if fields[name] else None
-            for name in ("source", "copy", "previous")
+            for name in ("copy", "previous")
         }
-        manifest = Manifest(**{**fields, **files, "pending": False})
-        now = Identity.of(os.lstat(copy))
-    except (ValueError, TypeError, KeyError, OSError):
+        sources = tuple(Identity(**source) for source in fields["sources"])
+        manifest = Manifest(**{**fields, **files, "sources": sources, "pending": False})
+        if not isinstance(manifest.options, dict) or not isinstance(manifest.created, str):
+            raise TypeError("It was changed by hand.")
+        now = _lasting(Identity.of(os.lstat(copy)))
+    except (ValueError, TypeError, KeyError, RecursionError, OSError):
         return None
     finally:
         os.close(fd)
-    if now == manifest.copy:
+    if now == _lasting(manifest.copy):
         return manifest
-    return dataclasses.replace(manifest, pending=True) if now == manifest.previous else None
+    if manifest.previous is not None and now == _lasting(manifest.previous):
+        return dataclasses.replace(manifest, pending=True)
+    return None
+
+
+def _is_ours(status: os.stat_result) -> bool:
+    return (
+        stat.S_ISREG(status.st_mode)
+        and status.st_uid == os.geteuid()
+        and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    )
 
 
 def write_manifest(copy: str, manifest: Manifest) -> None:
@@ -83,20 +108,29 @@ def write_manifest(copy: str, manifest: Manifest) -> None:
     path = copy + SUFFIX
     temp = f"{path}.tmp"
     text = json.dumps(dataclasses.asdict(manifest), indent=2) + "\n"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        fd = os.open(temp, flags, 0o600)
-        try:
-            os.write(fd, text.encode("utf-8", "surrogateescape"))
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        # What a killed run has left, or somebody else has put there to be written to.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temp)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(temp, flags, 0o600), "w", encoding="ascii") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         os.rename(temp, path)
         sync_folder(os.path.dirname(path))
     except OSError as error:
         with contextlib.suppress(OSError):
             os.unlink(temp)
         raise failure(path, "written", error) from error
+
+
+def remove_orphan(copy: str) -> None:
+    """Remove the manifest of a copy that never got its name."""
+    path = copy + SUFFIX
+    with contextlib.suppress(OSError):
+        if not os.path.lexists(copy) and _is_ours(os.lstat(path)):
+            os.unlink(path)
 
 
 def remove_with_manifest(copy: str) -> None:

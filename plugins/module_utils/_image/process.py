@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -20,6 +21,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     CommandError,
     RequirementError,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_noted
 
 #: Where programs are looked for; never the caller's PATH.
 SEARCH_PATH = "/usr/bin:/bin:/usr/sbin:/sbin:/usr/local/bin"
@@ -96,28 +98,28 @@ def run(
         were killed.
     :raises RequirementError: prlimit(1) is missing.
     """
-    try:
-        process = subprocess.Popen(
-            _limited(argv, cpu_seconds=math.ceil(timeout) + 1, memory_bytes=max_memory_bytes),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={"LC_ALL": "C", "PATH": SEARCH_PATH, **env},
-            cwd="/",
-            pass_fds=pass_fds,
-            start_new_session=True,  # a group of its own, killed as one
-        )
-    except OSError as error:
-        message = f"{argv[0]} cannot be started: {error.strerror}."
-        raise CommandError(message, argv=argv, rc=None, stderr="") from error
-    with process:
+    limited = _limited(argv, cpu_seconds=math.ceil(timeout) + 1, memory_bytes=max_memory_bytes)
+    with contextlib.ExitStack() as stack:
         try:
-            complaint, output, errors = _collect(process, timeout, max_output_bytes, on_output)
-        except BaseException:
-            _kill(process)
-            raise
+            # A signal that came before Popen returns would leave a program that nobody ends.
+            with signals_noted():
+                process = subprocess.Popen(
+                    limited,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    env={"LC_ALL": "C", "PATH": SEARCH_PATH, **env},
+                    cwd="/",
+                    pass_fds=pass_fds,
+                    start_new_session=True,  # a group of its own, killed as one
+                )
+                stack.enter_context(process)
+                stack.callback(_kill, process)  # if it is not at its end, for whatever reason
+        except OSError as error:
+            message = f"{argv[0]} cannot be started: {error.strerror}."
+            raise CommandError(message, argv=argv, rc=None, stderr="") from error
+        complaint, output, errors = _collect(process, timeout, max_output_bytes, on_output)
         if complaint:
-            _kill(process)
             raise CommandError(f"{argv[0]} {complaint}.", argv=argv, rc=None, stderr=errors)
         return Completed(rc=process.wait(), stdout=output, stderr=errors)
 

@@ -129,6 +129,11 @@ def verified_copy(
         changed.
     """
     folder, name = os.path.dirname(path), temp_name(path)
+    if len(os.fsencode(name)) > os.pathconf(folder, "PC_NAME_MAX"):
+        raise RefusedError(
+            f"{shown(path)} has too long a name for a copy beside it; nothing was changed.",
+            remedy="Give it a shorter one.",
+        )
     record = Record(
         # An image is rewritten in its own place, or converted to another.
         operation="rewrite" if source.path == path else "convert",

@@ -20,13 +20,22 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.convert import
     Request,
     convert,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.files import open_image
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import (
+    journal_path,
+    open_journal,
+    peek,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import refuse_reader
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.manifest import (
     SUFFIX,
     Manifest,
     read_manifest,
+    remove_orphan,
     remove_with_manifest,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.progress import progress_logger
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.recover import recover
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import Stages
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import StoppedError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import (
@@ -36,6 +45,9 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import
 
 Result = dict[str, t.Any]
 _EXTENSIONS = (".qcow2", ".raw", ".img")
+_TIME = "%Y%m%dT%H%M%SZ"
+#: A glob for such a time.
+_TIME_GLOB = "[0-9]" * 8 + "T" + "[0-9]" * 6 + "Z"
 
 
 @dataclasses.dataclass
@@ -91,10 +103,19 @@ def copy_versions(
         )
     copies = []
     for src in paths:
+        try:
+            recovered = _recover(src, folder, check_mode=check_mode)
+        except StoppedError:
+            raise
+        except ThinvirtError as error:
+            copies.append(Copied(src, error=error))
+            continue
         versions = _versions(src, folder, request)
         latest = _up_to_date(src, versions, request)
-        dest = latest or os.path.join(folder, _new_name(src, request))
+        dest = latest or _new_path(src, folder, request)
         copied = copy_one(src, dest, request, check_mode=check_mode, log=log)
+        if copied.outcome is not None:
+            copied.outcome.recovered = recovered or copied.outcome.recovered
         if copied.error is None and keep:
             fresh = 0 if latest else 1
             doomed = [path for path, _manifest in versions[: len(versions) + fresh - keep]]
@@ -110,8 +131,14 @@ def _remove(
     removed: list[str] = []
     for path in paths:
         try:
-            if not check_mode:
-                remove_with_manifest(path)
+            with open_image(path) as image:
+                refuse_reader(image.fd, path)
+                if read_manifest(path) is None:
+                    continue  # somebody has changed it since
+                if not check_mode:
+                    remove_with_manifest(path)
+        except StoppedError:
+            raise
         except ThinvirtError as error:
             return tuple(removed), error
         removed.append(path)
@@ -124,22 +151,50 @@ def _stem(path: str) -> str:
     return root if extension in _EXTENSIONS else name
 
 
-def _new_name(src: str, request: Request) -> str:
-    now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    return f"{_stem(src)}-{now}.{request.format}"
+def _new_path(src: str, folder: str, request: Request) -> str:
+    """A name that nothing has yet: two versions may fall into one second."""
+    moment = int(time.time())
+    while True:
+        name = f"{_stem(src)}-{time.strftime(_TIME, time.gmtime(moment))}.{request.format}"
+        path = os.path.join(folder, name)
+        if not os.path.lexists(path):
+            return path
+        moment += 1
+
+
+def _recover(src: str, folder: str, *, check_mode: bool) -> str:
+    """End or undo what killed runs have left of versions, whose names nobody will use again.
+
+    :returns: what was (in check mode, would be) done; empty if there was nothing to do.
+    :raises RefusedError: another run is making a version of this image.
+    """
+    pattern = os.path.join(folder, f"{glob.escape(_stem(src))}-{_TIME_GLOB}.*")
+    done = ""
+    for journal in glob.glob(journal_path(pattern)):
+        path = os.path.join(folder, os.path.basename(journal)[1:].rpartition(".")[0])
+        if check_mode:
+            left = peek(path)
+            done = f"Process {left.pid} was killed." if left else done
+            continue
+        with open_journal(path) as held:
+            done = recover(path, held) or done
+        remove_orphan(path)
+    return done
 
 
 def _versions(src: str, folder: str, request: Request) -> list[tuple[str, Manifest]]:
     """Our copies of an image in a folder, the oldest first."""
     real = os.path.realpath(src)
     pattern = os.path.join(glob.escape(folder), glob.escape(_stem(src)) + f"-*.{request.format}")
-    found = []
+    versions = []
     for name in glob.glob(pattern + SUFFIX):
         path = name[: -len(SUFFIX)]
         manifest = read_manifest(path)
         if manifest is not None and manifest.src == real:
-            found.append((path, manifest))
-    return sorted(found, key=lambda version: version[1].created)
+            versions.append((path, manifest))
+    now = time.strftime(_TIME, time.gmtime())
+    # One that was made before the clock was set back is no newer than those made since.
+    return sorted(versions, key=lambda v: (v[1].created <= now, v[1].created, v[0]))
 
 
 def _up_to_date(
@@ -151,6 +206,8 @@ def _up_to_date(
     path, _manifest = versions[-1]
     try:
         outcome = convert(src, path, request, check_mode=True, stages=Stages())
+    except StoppedError:
+        raise
     except ThinvirtError:
         return None  # what is wrong comes to light when it is copied
     return None if outcome.changed else path

@@ -166,6 +166,42 @@ def test_a_guest_that_does_not_power_off_is_left_running_and_not_forgotten(lab, 
     assert not has_note(guest)
 
 
+def test_nothing_is_shut_down_for_what_would_be_refused(lab, domain):
+    guest = domain()
+    run("qemu-img", "snapshot", "-c", "s1", guest.disk("sda").path)
+    qemu_io(guest.disk("sda").path, "write -P 8 8M 1M")
+    lab.virsh("start", guest.name, "--paused")
+    for check in (True, False):
+        result = compact(lab, guest.name, power="cycle", method="rewrite", check=check)
+        assert_explains(result, "internal snapshots", "nothing was changed")
+        assert not result["changed"]
+    assert not has_note(guest)
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_guest_that_would_come_back_by_itself_is_not_shut_down(lab, domain, tmp_path, check):
+    guest = domain()
+    xml = guest.xml(inactive=True).replace("<on_poweroff>destroy<", "<on_poweroff>restart<")
+    (tmp_path / "domain.xml").write_text(xml)
+    lab.virsh("define", str(tmp_path / "domain.xml"))
+    lab.virsh("start", guest.name, "--paused")
+    result = compact(lab, guest.name, power="cycle", check=check)
+    assert_explains(result, "on_poweroff=restart", "nothing was changed")
+    assert not has_note(guest)
+
+
+def test_a_transient_domain_is_not_shut_down(lab, domain, tmp_path):
+    guest = domain()
+    lab.virsh("start", guest.name, "--paused")
+    (tmp_path / "domain.xml").write_text(guest.xml(inactive=True))
+    lab.virsh("undefine", guest.name)
+    try:
+        result = compact(lab, guest.name, power="cycle", check=True)
+        assert_explains(result, "is transient", "virsh define")
+    finally:
+        lab.virsh("define", str(tmp_path / "domain.xml"))
+
+
 def test_nothing_is_started_in_check_mode(lab, domain):
     guest = domain()
     leave_note(lab, guest, "999999 gone")

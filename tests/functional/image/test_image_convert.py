@@ -13,6 +13,8 @@ import sys
 import time
 
 import pytest
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.convert import Request
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.versions import copy_versions
 from image_lab import create, qemu_io, run
 from support import assert_explains, run_module
 
@@ -254,3 +256,134 @@ def test_killed_at_any_time_the_next_run_goes_on(image, tmp_path):
     convert(src=image, dest=str(dest))
     assert "identical" in run("qemu-img", "compare", image, dest)
     assert sorted(os.listdir(tmp_path / "out")) == ["copy.qcow2", "copy.qcow2.thinvirt.json"]
+
+
+@pytest.mark.parametrize("other", ["data file", "backing file"])
+def test_the_data_may_change_in_another_file(tmp_path, other):
+    """The image itself stays as it was to the byte; its copy must not count as up to date."""
+    (tmp_path / "out").mkdir()
+    if other == "data file":
+        path = written = create(tmp_path / "x.qcow2", data_file=str(tmp_path / "x.raw"))
+        qemu_io(path, "write -P 5 0 3M")
+    else:
+        written = create(tmp_path / "base.qcow2")
+        path = create(tmp_path / "x.qcow2", backing=written)
+    dest = str(tmp_path / "out" / "copy.qcow2")
+    convert(src=path, dest=dest)
+    assert not convert(src=path, dest=dest)["changed"]
+    before = os.stat(path).st_mtime_ns
+    qemu_io(written, "write -P 6 0 3M")
+    os.utime(path, ns=(before, before))
+    assert convert(src=path, dest=dest)["changed"]
+    assert "identical" in run("qemu-img", "compare", path, dest)
+
+
+def test_check_mode_refuses_what_a_run_would_refuse(image, tmp_path):
+    (tmp_path / "top").mkdir()
+    top = create(tmp_path / "top" / "top.qcow2", backing=image)
+    refused(image, tmp_path, "lies in no allowed folder", src=top, check=True)
+    refused(image, tmp_path, "too long a name", dest=f"{tmp_path}/out/{'x' * 230}")
+    refused(image, tmp_path, "too long a name", dest=f"{tmp_path}/out/{'x' * 230}", check=True)
+
+
+def test_a_manifest_that_somebody_else_wrote_counts_for_nothing(image, tmp_path):
+    dest = tmp_path / "out" / "copy.qcow2"
+    manifest = tmp_path / "out" / "copy.qcow2.thinvirt.json"
+    convert(src=image, dest=str(dest))
+    qemu_io(image, "write -P 2 0 1M")
+    whole = manifest.read_text()
+    for text in ("[" * 50_000, whole.replace('"src"', '"SRC"'), "", whole[:100]):
+        manifest.write_text(text)
+        refused(image, tmp_path, "is no copy that this module made")
+    manifest.write_text(whole)
+    manifest.chmod(0o666)
+    refused(image, tmp_path, "is no copy that this module made")
+    manifest.chmod(0o600)
+    # Of a reboot, after which the device may have another number.
+    fields = json.loads(whole)
+    fields["copy"]["dev"] += 1
+    manifest.write_text(json.dumps(fields))
+    os.mkfifo(f"{manifest}.tmp")  # put there to be waited for
+    assert convert(src=image, dest=str(dest))["changed"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["copy.qcow2", "copy.qcow2.thinvirt.json"]
+
+
+def test_a_version_in_use_is_not_removed(image, tmp_path):
+    out = str(tmp_path / "out")
+    (old,) = (entry["dest"] for entry in convert(paths=[image], dest_dir=out)["images"])
+    qemu_io(image, "write -P 2 0 1M")
+    reader = subprocess.Popen(
+        ["qemu-io", "-r", "-f", "qcow2", old], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 20
+        while not probe_in_use(old):
+            assert time.monotonic() < deadline
+        result = convert(paths=[image], dest_dir=out, keep=1)
+        assert_explains(result, "in use", os.path.basename(old))
+        assert len(versions(tmp_path)) == 2
+    finally:
+        reader.communicate(b"quit\n", timeout=20)
+    assert convert(paths=[image], dest_dir=out, keep=1)["images"][0]["removed"] == [old]
+
+
+def probe_in_use(path) -> bool:
+    """Whether a second program can't open it to write, as long as the first has it."""
+    command = ["qemu-io", "-f", "qcow2", "-c", "quit", path]
+    return subprocess.run(command, capture_output=True, check=False).returncode != 0
+
+
+def test_versions_of_one_second_and_of_a_clock_that_was_set_back(image, tmp_path, monkeypatch):
+    out, now = str(tmp_path / "out"), 4_000_000_000
+    monkeypatch.setattr(time, "time", lambda: now)
+    gmtime = time.gmtime
+    monkeypatch.setattr(time, "gmtime", lambda seconds=None: gmtime(seconds or now))
+
+    def copied(number):
+        qemu_io(image, f"write -P {number} 0 1M")
+        copy = copy_versions(
+            [image], out, Request(min_free_bytes=0), keep=2, check_mode=False, log=print
+        )[0]
+        assert copy.error is None
+        assert copy.outcome is not None
+        assert copy.outcome.changed
+        return copy
+
+    made = [os.path.basename(copied(number).outcome.dest) for number in range(3)]
+    assert versions(tmp_path) == made[1:]
+    now -= 1_000_000_000
+    new = copied(7)
+    assert versions(tmp_path) == sorted([made[2], os.path.basename(new.outcome.dest)])
+    newer = copied(8)
+    assert versions(tmp_path) == sorted(
+        os.path.basename(copy.outcome.dest) for copy in (new, newer)
+    )
+
+
+def test_what_a_killed_run_has_left_of_a_version_goes(image, tmp_path):
+    """The next run gives its copy another name, and would not come back to the old one."""
+    qemu_io(image, "write -P 3 0 60M")
+    out = tmp_path / "out"
+    program = _KILLED_VERSION.format(path=sys.path, src=image, dest=str(out))
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    while not any(name.endswith(".tmp") for name in os.listdir(out)):
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(os.listdir(out)) >= 2
+    checked = convert(paths=[image], dest_dir=str(out), check=True)
+    assert "was killed" in checked["images"][0]["recovered"]
+    real = convert(paths=[image], dest_dir=str(out))
+    assert "was killed" in real["images"][0]["recovered"]
+    (name,) = versions(tmp_path)
+    assert sorted(os.listdir(out)) == [name, f"{name}.thinvirt.json"]
+
+
+_KILLED_VERSION = """
+import sys
+sys.path[:0] = {path!r}
+from support import run_module
+run_module("image_convert", paths=[{src!r}], dest_dir={dest!r}, min_free_bytes=0)
+"""

@@ -286,7 +286,7 @@ def test_many_images_one_bad(tmp_path):
 
 def test_headers_of_a_thousand_images_are_cheap(tmp_path):
     path = create(tmp_path / "x.qcow2")
-    begin = time.monotonic()
+    begin = time.process_time()  # of ours alone: others may be busy
     for _number in range(1000):
         read_image_header(path)
-    assert time.monotonic() - begin < 1
+    assert time.process_time() - begin < 1

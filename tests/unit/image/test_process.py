@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,10 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     RequirementError,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image import process
+from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import (
+    StoppedError,
+    signals_raise,
+)
 
 
 def python(code: str, *, timeout: float = 10.0, **more: int) -> process.Completed:
@@ -161,9 +166,14 @@ def test_another_memory_limit():
 
 
 RUN_SLEEP = """
+import signal
 import subprocess
 import sys
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image import process
+from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import (
+    StoppedError,
+    signals_raise,
+)
 code = "import os, sys, time; print(os.getpid(), file=open(sys.argv[1], 'w')); time.sleep(60)"
 process.run([sys.executable, "-c", code, sys.argv[1]], timeout=60)
 """
@@ -194,3 +204,21 @@ def test_a_program_whose_starter_is_gone_already_is_not_started(tmp_path):
 def test_an_old_setpriv_is_done_without(monkeypatch):
     monkeypatch.setattr(process, "_setpriv_knows_it", tuple)
     assert python("print('x')").stdout == b"x\n"
+
+
+def test_a_signal_that_comes_while_a_program_is_started(tmp_path, monkeypatch):
+    """The program is known, and ended, before anything else is done."""
+    real, pids = subprocess.Popen, []
+
+    def popen(*arguments, **more):
+        started = real(*arguments, **more)
+        pids.append(started.pid)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        return started
+
+    monkeypatch.setattr(process.subprocess, "Popen", popen)
+    with pytest.raises(StoppedError), signals_raise():
+        python(f"import time; time.sleep(1); open({str(tmp_path / 'x')!r}, 'w')")
+    assert not os.path.exists(f"/proc/{pids[0]}")
+    assert os.listdir(tmp_path) == []
