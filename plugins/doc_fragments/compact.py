@@ -13,16 +13,17 @@ class ModuleDocFragment:
 options:
   method:
     description:
-      - V(punch) turns zeros into holes in place, in raw and qcow2 files. The content is the same at
-        every instant, nothing is copied, no space is needed, and snapshots, bitmaps, the backing
-        chain and all features stay. So it is allowed where V(rewrite) is refused.
+      - V(punch) turns zeros into holes in place, in raw and qcow2 files, and blocks that are
+        allocated and were never written. The content is the same at every instant, nothing is
+        copied, no space is needed, and snapshots, bitmaps, the backing chain and all features stay.
+        So it is allowed where V(rewrite) is refused.
       - V(rewrite) makes a verified copy beside the image and gives it the name. It also drops
         clusters that nothing refers to, shortens the file and defragments it, and keeps all
         features. It needs space for the copy.
       - V(trim) has C(virt-sparsify --in-place) trim the file systems in the image. It frees what is
         not zeros too, has no way back, and so needs O(accept_no_rollback).
       - V(auto) punches if the zeros are worth it, otherwise rewrites if that is worth it and
-        allowed.
+        allowed. If the image is to get another form, such as another compression, it only rewrites.
     type: str
     choices: [auto, punch, rewrite, trim]
     default: auto
@@ -47,6 +48,7 @@ options:
     description:
       - Compression of the rewritten image; by default as it is. Compressed clusters are read only
         as a whole, and a guest that writes to them writes new ones.
+      - An image whose data can't be compressed by as much as is worth it is left as it is.
     type: str
     choices: [none, zlib, zstd]
   preallocation:

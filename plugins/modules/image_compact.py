@@ -67,7 +67,9 @@ notes:
   - Raw images whose zeros were preallocated with C(preallocation=full) can't be told from those
     that a guest has filled with zeros. Leave them out of O(paths).
   - An image is taken to be in use when QEMU's locks are on it, when a process has it open for
-    writing, and when it is attached to a loop device.
+    writing, and when it is attached to a loop device. Only QEMU and what heeds its locks is kept
+    out while the module works. Storage that the kernel itself serves from the file (LIO, NFS) is
+    not seen.
 seealso:
   - module: thinvirt.kvm.domain_compact
   - module: thinvirt.kvm.image_info

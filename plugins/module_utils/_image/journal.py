@@ -43,6 +43,10 @@ class Identity:
     def of(cls, status: os.stat_result) -> Identity:
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
+    def is_still(self, other: Identity | None) -> bool:
+        """Whether it is the same, a reboot later: the device may have another number by then."""
+        return other is not None and dataclasses.replace(other, dev=self.dev) == self
+
 
 @dataclasses.dataclass(frozen=True)
 class Record:

@@ -98,7 +98,7 @@ def _is_second_name(kept: str, path: str, record: Record, *, now: Identity | Non
     if now is not None and original.ino == now.ino:
         return True
     swapped = record.copy is not None and now is not None and now.ino == record.copy.ino
-    if (swapped and original == record.source) or (record.keep_original and not swapped):
+    if (swapped and original.is_still(record.source)) or (record.keep_original and not swapped):
         return False
     raise RefusedError(
         f"{shown(kept)} is the original of {shown(path)}, and one of them was changed after a run "

@@ -134,6 +134,15 @@ def test_consent_to_make_a_preallocated_raw_image_thin(tmp_path):
     assert not entry_of(path)["changed"]
 
 
+def test_a_preallocated_image_that_was_filled_just_now(tmp_path):
+    """The file system calls its blocks unwritten until they are on the disk."""
+    path = tmp_path / "x.raw"
+    run("fallocate", "-l", 32 * MIB, path)
+    with open(path, "r+b") as file:
+        file.write(os.urandom(32 * MIB))
+    assert not entry_of(path)["changed"]
+
+
 def test_clusters_that_a_guest_has_written_to_only_in_part(tmp_path):
     """QEMU allocates the whole cluster: that looks like a preallocated one, and is not."""
     path = tmp_path / "x.qcow2"

@@ -16,6 +16,7 @@ from compact_lab import (
     answer,
     assert_as_it_was,
     assert_same,
+    compact,
     entry_of,
     held,
     image,
@@ -221,3 +222,16 @@ def test_a_file_system_that_cannot_punch_gets_a_new_image(tmp_path):
     assert entry["freed_bytes"] == 24 * MIB
     assert sha256(path) == checksum
     assert leftovers(tmp_path) == []
+
+
+def test_a_file_system_that_gives_nothing_back_is_not_said_to_have_changed(mounted):
+    """Its blocks are larger than the zeros in them; and so it would be at each run."""
+    point = mounted(128, "mkfs.ext4", "-q", "-F", "-O", "bigalloc", "-C", "65536")
+    path = point / "x.raw"
+    path.write_bytes(b"".join(os.urandom(32768) + bytes(32768) for _number in range(256)))
+    checksum = sha256(path)
+    for says in ("the file system gave no block back", "0 bytes are zeros"):
+        result = compact(path, method="punch", min_reclaim_bytes=0)
+        assert (result["failed"], result["changed"], result["freed_bytes"]) == (False, False, 0)
+        assert says in result["summary"][0]
+    assert sha256(path) == checksum

@@ -1,18 +1,19 @@
 # SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The swap at its last instant, and what is made of what a killed run has left."""
+"""The proof of a copy, and the swap at its last instant."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
+    ImageError,
     RefusedError,
     ThinvirtError,
 )
@@ -24,10 +25,11 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
     open_journal,
     temp_name,
 )
-from ansible_collections.thinvirt.kvm.plugins.module_utils._image.recover import recover
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_img import Copy
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.extents import file_usage
 from image_lab import create, qemu_io
 from qemu_machine import Machine, blockdev
+from recovery_lab import identity, names, recovery_refused, run_recovery
 
 
 @pytest.fixture(autouse=True)
@@ -42,14 +44,6 @@ def path(tmp_path):
     create(path)
     qemu_io(path, "write -P 1 0 1M")
     return path
-
-
-def identity(path) -> Identity:
-    return Identity.of(os.lstat(path))
-
-
-def names(path: Path) -> list[str]:
-    return sorted(os.listdir(path.parent))
 
 
 @contextlib.contextmanager
@@ -79,11 +73,6 @@ def swap(path: Path, *, keep: str = "", source: Identity | None = None) -> None:
             if not copy.swapping:
                 journal.clear()
             raise
-
-
-def run_recovery(path: Path) -> str:
-    with open_journal(str(path)) as journal:
-        return recover(str(path), journal)
 
 
 # The last instant
@@ -148,6 +137,24 @@ def test_a_program_that_opens_the_original_just_before_the_rename(path, monkeypa
         assert original.exists() is bool(keep)
 
 
+def test_a_program_that_wrote_to_the_original_and_is_gone_again(path, monkeypatch):
+    """Just before the rename: what it wrote is in no copy."""
+    before, real = identity(path), os.rename
+
+    def rename(*arguments):
+        with open(path, "r+b") as file:
+            file.write(b"late")
+        os.utime(path)
+        real(*arguments)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(RefusedError, match="the original was opened at the last moment"):
+        swap(path, source=before)
+    (kept,) = [name for name in names(path) if name.endswith(".tmp")]
+    assert (path.parent / kept).read_bytes()[:4] == b"late"
+    recovery_refused(path, "one of them was changed after a run that was killed")
+
+
 def test_an_image_that_is_exchanged_at_the_last_moment(path, monkeypatch):
     """Just before its second name is made: that one is not to be lost either."""
     before, real = identity(path), os.link
@@ -209,149 +216,62 @@ def test_a_kept_name_that_is_taken(path):
     assert names(path) == ["kept", "x.qcow2"]
 
 
-# What a killed run has left
+# The proof
 
 
-class Left:
-    """What a run has left that was killed somewhere in its swap."""
+class Tool:
+    """A qemu-img that makes a copy, and says what it is told to say of it."""
 
-    def __init__(self, path: Path, *, keep_original: bool = False) -> None:
-        self.path = path
-        self.temp = path.parent / temp_name(str(path))
-        kept = "x.qcow2.thinvirt-original" if keep_original else temp_name(str(path))
-        self.kept = path.parent / kept
-        self.temp.write_bytes(path.read_bytes())
-        self.original = identity(path)
-        self.copy = identity(self.temp)
-        self.record = Record("rewrite", "copy", 7, self.original, temp=self.temp.name)
-        self.swap = dataclasses.replace(
-            self.record, stage="swap", kept=kept, keep_original=keep_original, copy=self.copy
-        )
+    def __init__(self, *, result: str, same: bool) -> None:
+        self.result = result
+        self.same = same
 
-    def write(self, *records: Record) -> None:
-        with open_journal(str(self.path)) as journal:
-            for record in records:
-                journal.write(record)
+    def convert(self, _spec, target, **_more) -> None:
+        Path(target).write_bytes(b"copy")
+
+    def check(self, _spec, **_more):
+        return types.SimpleNamespace(result=self.result)
+
+    def compare(self, _spec, _other, **_more) -> bool:
+        return self.same
 
 
-@pytest.mark.parametrize("keep", [False, True])
-@pytest.mark.parametrize("stage", ["copy", "swap", "linked", "renamed", "dropped"])
-def test_every_stage(path, stage, keep):
-    left = Left(path, keep_original=keep)
-    left.write(left.record)
-    if stage != "copy":
-        left.write(left.swap)
-    if stage in ("linked", "renamed", "dropped"):
-        os.link(path, left.kept)
-    if stage in ("renamed", "dropped"):
-        os.rename(left.temp, path)
-    if stage == "dropped" and not keep:
-        os.unlink(left.kept)
-    said = run_recovery(path)
-    finished = stage in ("renamed", "dropped")
-    assert said.startswith("A run that was killed (process 7, rewrite, ")
-    assert said.endswith("was finished." if finished else "was undone.")
-    assert identity(path) == (left.copy if finished else left.original)
-    assert names(path) == ["x.qcow2", left.kept.name] if keep and finished else ["x.qcow2"]
-    assert path.stat().st_nlink == 1
-    assert run_recovery(path) == ""
-
-
-def test_punching_leaves_nothing_to_undo(path):
-    left = Left(path)
-    left.temp.unlink()
-    left.write(Record("punch", "punch", 7, left.original))
-    assert run_recovery(path).endswith("had left nothing to undo.")
-    assert names(path) == ["x.qcow2"]
-
-
-def refused(path: Path, says: str) -> None:
-    """Time and again, and nothing changes."""
-    before = {name: identity(path.parent / name) for name in names(path)}
-    for _number in range(2):
-        with pytest.raises(RefusedError, match=says):
-            run_recovery(path)
-        assert {name: identity(path.parent / name) for name in names(path)} == before
-
-
-@pytest.mark.parametrize("keep", [False, True])
-def test_a_domain_that_wrote_to_the_original_after_the_kill(path, keep):
-    """It had opened it before it lost its name, and got its lock when the run was killed."""
-    left = Left(path, keep_original=keep)
-    os.link(path, left.kept)
-    os.rename(left.temp, path)
-    left.write(left.record, left.swap)
-    qemu_io(left.kept, "write -P 2 0 64k")
-    refused(path, "one of them was changed after a run that was killed")
-
-
-def test_a_domain_that_writes_to_the_original_still(path):
-    left = Left(path)
-    os.link(path, left.kept)
-    os.rename(left.temp, path)
-    left.write(left.record, left.swap)
-    machine = Machine(*blockdev(left.kept))
-    try:
-        refused(path, r"which a killed run has left, is in use by qemu-system-x86 \(")
-    finally:
-        machine.end()
-
-
-def test_an_image_that_was_exchanged_after_the_kill(path):
-    """The original has no other name than the one that the run gave it."""
-    left = Left(path)
-    os.link(path, left.kept)
-    path.unlink()
-    path.write_bytes(b"restored")
-    left.write(left.record, left.swap)
-    refused(path, "one of them was changed after a run that was killed")
-
-
-def test_an_image_that_is_gone(path):
-    left = Left(path)
-    left.write(left.record)
-    os.rename(path, path.parent / "moved")
-    refused(
-        path, r"x.qcow2 is gone, and its journal names \..*Give the right one of these its name"
-    )
-
-
-@pytest.mark.parametrize("field", ["temp", "kept"])
 @pytest.mark.parametrize(
-    "name",
+    ("result", "same", "says"),
     [
-        "victim",
-        "../victim",
-        "x.qcow2",
-        ".x.qcow2.thinvirt-journal",
-        ".x.qcow2.thinvirt-../../victim00000.tmp",
-        ".y.qcow2.thinvirt-0123456789abcdef.tmp",
+        ("leaks", True, "is leaks; it was removed"),
+        ("corrupt", True, "is corrupt; it was removed"),
+        ("clean", False, "has another content; it was removed. Check the memory and the disks"),
+        ("clean", True, ""),
     ],
 )
-def test_a_journal_that_names_what_is_no_copy(path, field, name):
-    (path.parent / "victim").write_text("content")
-    left = Left(path)
-    left.write(dataclasses.replace(left.swap, **{field: name}))
-    refused(path, "which is no copy of it")
+def test_a_copy_is_not_used_before_it_is_proved(path, result, same, says):
+    """An image can be the same to a guest, and have tables that will not stay so."""
+    before, fd = identity(path), os.open(path, os.O_RDONLY)
 
+    def copy() -> str:
+        with (
+            open_journal(str(path)) as journal,
+            replace.verified_copy(
+                replace.Source(str(path), fd, "S"),
+                str(path),
+                copy=Copy("qcow2"),
+                min_free_bytes=0,
+                journal=journal,
+                tool=Tool(result=result, same=same),
+                stages=replace.Stages(),
+            ) as (new, record),
+        ):
+            assert record.source == before
+            return Path(new.name).read_text()
 
-def test_an_original_to_be_kept_under_the_name_of_something_else(path):
-    """The link was refused by the kernel, and then the run was killed."""
-    left = Left(path, keep_original=True)
-    left.kept.write_text("theirs")
-    left.write(left.record, left.swap)
-    assert run_recovery(path).endswith("was undone.")
-    assert names(path) == ["x.qcow2", left.kept.name]
-    assert left.kept.read_text() == "theirs"
-
-
-@pytest.mark.parametrize("target", ["x.qcow2", "victim", "gone"])
-def test_a_copy_that_became_a_symlink_loses_only_that(path, target):
-    (path.parent / "victim").write_text("content")
-    left = Left(path)
-    left.write(left.record)
-    left.temp.unlink()
-    os.symlink(target, left.temp)
-    run_recovery(path)
-    assert names(path) == ["victim", "x.qcow2"]
-    assert identity(path) == left.original
+    try:
+        if says:
+            with pytest.raises(ImageError, match=says):
+                copy()
+        else:
+            assert copy() == "copy"
+    finally:
+        os.close(fd)
+    assert names(path) == ["x.qcow2"]
+    assert identity(path) == before

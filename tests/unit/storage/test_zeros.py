@@ -122,6 +122,17 @@ def test_data_of_a_file_system_with_smaller_blocks(file, monkeypatch):
     assert list(zeros.zero_runs(file)) == [*extents[:2], (5120, 4096), (13312, 1024)]
 
 
+def test_only_a_short_end_is_rounded_up(file, monkeypatch):
+    """A short run in the middle is all that is known to be zeros."""
+    os.write(file, bytes(1024) + b"x" * 5120 + bytes(1024) + b"x" * 1000)
+    os.ftruncate(file, 9192)
+    content = os.pread(file, 9192, 0)
+    extents = [Extent(0, 1024, unwritten=False), Extent(6144, 1024, unwritten=False)]
+    monkeypatch.setattr(zeros, "allocated_extents", lambda _fd: iter(extents))
+    assert zeros.dig_holes(file, at_least=1) == 2048
+    assert os.pread(file, 9192, 0) == content
+
+
 @pytest.mark.usefixtures("small_chunks")
 def test_nothing_is_dug_before_enough_was_found(file):
     data = (b"x" * BLOCK + bytes(BLOCK)) * 10
