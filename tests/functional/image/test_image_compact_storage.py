@@ -144,6 +144,27 @@ def test_a_system_call_that_fails(tmp_path, call, number, says):
     assert entry_of(path, method="rewrite")["changed"]
 
 
+@pytest.fixture
+def fsync_fails(tmp_path):
+    """The options that make fsync(2) fail for files whose name ends so, in whichever thread."""
+
+    def fsync_fails(suffix: str, number: str) -> tuple[str, ...]:
+        folder = tmp_path.parent / f"{tmp_path.name}-python"
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(
+            "import errno, os\n"
+            "real = os.fsync\n"
+            "def fsync(fd):\n"
+            f"    if os.readlink(f'/proc/self/fd/{{fd}}').endswith({suffix!r}):\n"
+            f"        raise OSError(errno.{number}, os.strerror(errno.{number}))\n"
+            "    real(fd)\n"
+            "os.fsync = fsync\n"
+        )
+        return ("env", f"PYTHONPATH={folder}:{os.environ['PYTHONPATH']}")
+
+    return fsync_fails
+
+
 @pytest.mark.parametrize(
     ("number", "says"),
     [
@@ -151,25 +172,22 @@ def test_a_system_call_that_fails(tmp_path, call, number, says):
         ("EIO", "Check the disks of this host"),
     ],
 )
-def test_a_copy_that_does_not_reach_the_disk(tmp_path, number, says):
+def test_a_copy_that_does_not_reach_the_disk(tmp_path, fsync_fails, number, says):
     path = image(tmp_path / "x.qcow2", data_mib=4)
     before = state(tmp_path)
-    sitecustomize = tmp_path.parent / f"{tmp_path.name}.py"
-    sitecustomize.mkdir()
-    (sitecustomize / "sitecustomize.py").write_text(
-        "import errno, os, stat\n"
-        "real = os.fsync\n"
-        "def fsync(fd):\n"
-        "    if os.readlink(f'/proc/self/fd/{fd}').endswith('.tmp'):\n"
-        f"        raise OSError(errno.{number}, os.strerror(errno.{number}))\n"
-        "    real(fd)\n"
-        "os.fsync = fsync\n"
-    )
-    prefix = ("env", f"PYTHONPATH={sitecustomize}:{os.environ['PYTHONPATH']}")
-    result = compact_with(prefix, path, method="rewrite")
+    result = compact_with(fsync_fails(".tmp", number), path, method="rewrite")
     assert result["failed"]
     assert says in result["msg"]
     assert_as_it_was(path, before)
+
+
+def test_holes_that_do_not_reach_the_disk(tmp_path, fsync_fails):
+    path = raw_image(tmp_path / "x.raw")
+    checksum = sha256(path)
+    result = compact_with(fsync_fails("x.raw", "EIO"), path, method="punch")
+    assert "cannot be punched: Input/output error" in result["msg"]
+    assert sha256(path) == checksum
+    assert leftovers(tmp_path) == []
 
 
 def compact_with(prefix, path, **parameters):
