@@ -39,7 +39,7 @@ test: setup-test ## everything: static checks, then unit, functional and live te
 bench: setup-test ## time the modules against the bare tools (about 5 min)
 	@$(RUN) python -m bench </dev/null
 
-storm: setup-test ## kill image_compact at some 300 moments and look what is left (about 15 min)
+storm: setup-test ## kill image_compact at some 300 moments and look what is left (about 9 min)
 	@$(RUN) THINVIRT_STORM=full pytest -s -m storm tests/functional $(ARGS) </dev/null
 
 static: lint types sanity
