@@ -15,6 +15,7 @@ from lab import Lab
 
 ROOT = Path(__file__).resolve().parents[1]
 LABS = ROOT / ".cache" / "labs"
+LIVE = ROOT / "tests" / "live"
 
 
 def pytest_configure() -> None:
@@ -25,10 +26,19 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What lies in tests/live is marked so."""
+    """Mark what lies in tests/live, and let it begin first: it takes longest.
+
+    With several workers a file's tests stay together, as they share what they built; only Molecule's
+    scenarios are whole worlds each.
+    """
     for item in items:
-        if (ROOT / "tests" / "live") in item.path.parents:
+        group = str(item.path)
+        if LIVE in item.path.parents:
             item.add_marker("live")
+            if item.path.name == "test_molecule.py":
+                group = item.nodeid
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: LIVE not in item.path.parents)
 
 
 @pytest.fixture(scope="session")
