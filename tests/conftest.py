@@ -28,8 +28,8 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what lies in tests/live, and let it begin first: it takes longest.
 
-    With several workers a file's tests stay together, as they share what they built; only Molecule's
-    scenarios are whole worlds each.
+    With several workers a file's tests stay together, as they share what they built; only
+    Molecule's scenarios are whole worlds each.
     """
     for item in items:
         group = str(item.path)

@@ -17,6 +17,9 @@ import typing as t
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+#: What other threads are told, as a signal is raised in the main one only.
+_asked: list[StoppedError] = []
+_this_thread = threading.local()
 #: Not empty while signals do not raise; the last one takes what comes.
 _held: list[list[int]] = []
 
@@ -35,10 +38,34 @@ def _stop(number: int, _frame: types.FrameType | None) -> None:
 def _raise(number: int) -> None:
     for each in _SIGNALS:  # what is being cleaned up is not interrupted by a second one
         signal.signal(each, _do_nothing)
-    raise StoppedError(
-        f"Stopped by {signal.Signals(number).name} before the end; what was unfinished was undone.",
-        remedy="Run it again.",
+    _asked.append(
+        StoppedError(
+            f"Stopped by {signal.Signals(number).name} before the end; what was unfinished was "
+            "undone.",
+            remedy="Run it again.",
+        )
     )
+    raise _asked[0]
+
+
+def is_stopping() -> bool:
+    """Whether a signal has asked this process to end: nothing new is to be begun."""
+    return bool(_asked)
+
+
+def stop_if_asked() -> None:
+    """Raise, in a thread beside the main one, what a signal has raised there; once.
+
+    To be called where such a thread waits or works for long.  What it does in its ``finally``
+    clauses is not interrupted again.
+
+    :raises StoppedError: a signal has asked this process to end.
+    """
+    if threading.current_thread() is threading.main_thread() or not _asked:
+        return
+    if not getattr(_this_thread, "stopped", False):
+        _this_thread.stopped = True
+        raise StoppedError(_asked[0].message, remedy=_asked[0].remedy)
 
 
 def _do_nothing(_number: int, _frame: types.FrameType | None) -> None:
@@ -48,6 +75,7 @@ def _do_nothing(_number: int, _frame: types.FrameType | None) -> None:
 @contextlib.contextmanager
 def signals_raise() -> t.Iterator[None]:
     """Raise :class:`StoppedError` in the main thread when a signal asks this process to end."""
+    _asked.clear()
     before = {number: signal.signal(number, _stop) for number in _SIGNALS}
     try:
         yield

@@ -12,7 +12,8 @@ version_added: 0.1.0
 author: thinvirt.kvm contributors (@thinvirt)
 description:
   - Compacts the disks of the chosen domains as M(thinvirt.kvm.image_compact) does, many
-    domains in one call, one image after the other.
+    domains in one call. Domains whose images lie on different file systems are worked on side by
+    side, those on the same one in turn, unless O(parallel) says otherwise.
   - Domains that are shut off are compacted. Running ones are left alone, unless O(power=cycle).
   - With O(power=cycle), a running guest is shut down in order if something is worth it, compacted,
     started again and waited for. A guest that ran before runs afterwards, whatever happens to this
@@ -54,7 +55,7 @@ options:
     description:
       - V(keep) leaves running domains alone.
       - V(cycle) shuts a running guest down through its agent or ACPI, never by force, and starts it
-        again. One guest after the other.
+        again.
     type: str
     choices: [keep, cycle]
     default: keep
@@ -63,6 +64,13 @@ options:
       - Seconds that a guest may take to power off, and again to come back, with O(power=cycle).
     type: int
     default: 300
+  parallel:
+    description:
+      - How many domains with images on one file system are worked on at the same time.
+      - Each copy needs its space meanwhile, and disks that turn get slower. No more than 5 domains
+        are worked on at once in all.
+    type: int
+    default: 1
 notes:
   - A guest that has not powered off within O(shutdown_timeout) may do so later. It has a note in
     its metadata, and the next run of this module or of M(thinvirt.kvm.domain_discard) starts it
@@ -191,6 +199,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import compac
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.compact import Compactor
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Hypervisor
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.select import refuse_duplicates
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.turns import MAX_WORKERS
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.usage import Users
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image import compact_policy
@@ -209,11 +218,14 @@ def main() -> None:
             "disks": {"type": "list", "elements": "str", "default": []},
             "power": {"type": "str", "choices": ["keep", "cycle"], "default": "keep"},
             "shutdown_timeout": {"type": "int", "default": 300},
+            "parallel": {"type": "int", "default": 1},
             **compact_spec(),
         },
         supports_check_mode=True,
     )
     params = module.params
+    if not 1 <= params["parallel"] <= MAX_WORKERS:
+        module.fail_json(msg=f"parallel must be between 1 and {MAX_WORKERS}.")
     try:
         refuse_duplicates("disks", params["disks"])
         request = compact_policy.request_of(params, image_format="auto")
@@ -226,6 +238,7 @@ def main() -> None:
                 disks=params["disks"],
                 power=params["power"],
                 shutdown_timeout=params["shutdown_timeout"],
+                parallel=params["parallel"],
                 check_mode=module.check_mode,
                 log=module.log,
             )

@@ -55,8 +55,16 @@ options:
   dest_dir:
     description:
       - The folder for the copies of O(paths). They are called C(NAME-TIME.FORMAT), such as
-        C(web1-20261124T204455Z.qcow2).
+        C(web1-20261124T204455Z.qcow2), where NAME is that of the image without its extension,
+        or as O(names) says.
     type: path
+  names:
+    description:
+      - How the copies of an image are called, by its path, where its own name would not do, such as
+        C(/vms/web1/disk.qcow2) and C(/vms/web2/disk.qcow2).
+      - With another name, versions under an earlier one are no longer counted, nor removed.
+    type: dict
+    default: {}
   keep:
     description:
       - How many versions of each image stay in O(dest_dir); V(0) for all.
@@ -140,6 +148,14 @@ EXAMPLES = r"""
     paths: /var/lib/libvirt/images/*.qcow2
     dest_dir: /srv/backup
     keep: 4
+
+- name: Copy images that are all called disk.qcow2
+  thinvirt.kvm.image_convert:
+    paths: [/vms/web1/disk.qcow2, /vms/web2/disk.qcow2]
+    dest_dir: /srv/backup
+    names:
+      /vms/web1/disk.qcow2: web1
+      /vms/web2/disk.qcow2: web2
 
 - name: Make a raw, preallocated disk for a database from an overlay and its golden image
   thinvirt.kvm.image_convert:
@@ -244,7 +260,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.inspect import
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.report import expand_paths
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_raise
 from ansible_collections.thinvirt.kvm.plugins.module_utils._spec import failure_message
-from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import shown
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import encodable, shown
 
 
 def _request(params: dict[str, t.Any]) -> convert.Request:
@@ -273,7 +289,20 @@ def _copy(module: AnsibleModule) -> list[versions.Copied]:
     for pattern in unmatched:
         module.warn(f"Nothing matches {shown(pattern)}.")
     folder = convert.checked_folder(params["dest_dir"])
-    return versions.copy_versions(paths, folder, request, keep=params["keep"], **common)
+    names = {str(path): str(name) for path, name in params["names"].items()}
+    return versions.copy_versions(
+        paths, folder, request, keep=params["keep"], names=names, **common
+    )
+
+
+def _set_attributes(module: AnsibleModule, dest: str, answer: dict[str, t.Any]) -> None:
+    """Give a copy the owner, group and mode that were asked for; in check mode, tell."""
+    diff: dict[str, t.Any] = {}
+    attributes = module.load_file_common_arguments({**module.params, "path": dest}, path=dest)
+    changed = module.set_fs_attributes_if_different(attributes, False, diff=diff)
+    answer["changed"] = answer["changed"] or changed
+    for side in diff.keys() & {"before", "after"}:
+        answer["diff"][side].setdefault("attributes", {})[encodable(dest)] = diff[side]
 
 
 def main() -> None:
@@ -283,6 +312,7 @@ def main() -> None:
             "dest": {"type": "path"},
             "paths": {"type": "list", "elements": "str"},
             "dest_dir": {"type": "path"},
+            "names": {"type": "dict", "default": {}},
             "keep": {"type": "int", "default": 0},
             "src_format": {"type": "str", "choices": ["auto", "raw", "qcow2"], "default": "auto"},
             "format": {"type": "str", "choices": ["qcow2", "raw"], "default": "qcow2"},
@@ -315,9 +345,7 @@ def main() -> None:
     answer = versions.result(copies, check_mode=module.check_mode)
     for copied in copies:
         if copied.outcome is not None and os.path.exists(copied.outcome.dest):
-            wanted = {**module.params, "path": copied.outcome.dest}
-            attributes = module.load_file_common_arguments(wanted, path=copied.outcome.dest)
-            answer["changed"] = module.set_fs_attributes_if_different(attributes, answer["changed"])
+            _set_attributes(module, copied.outcome.dest, answer)
     failed = [(shown(copied.src), copied.error) for copied in copies if copied.error]
     if failed:
         module.fail_json(msg=failure_message("images", failed, of=len(copies)), **answer)

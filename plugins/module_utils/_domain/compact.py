@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import os
 import time
 import typing as t
 
@@ -14,8 +16,10 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection im
     Guest,
     Hypervisor,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.turns import Turns, side_by_side
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.usage import Users
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
+    HypervisorError,
     RefusedError,
     ThinvirtError,
 )
@@ -75,6 +79,7 @@ class Compactor:
     :param disks: targets or globs; empty for every disk that can be thin.
     :param power: ``keep`` leaves running guests alone, ``cycle`` shuts them down meanwhile.
     :param shutdown_timeout: seconds for a guest to power off, and again to come back.
+    :param parallel: how many domains at once have disks on one file system worked on.
     """
 
     hypervisor: Hypervisor
@@ -83,11 +88,12 @@ class Compactor:
     disks: t.Sequence[str]
     power: str
     shutdown_timeout: int
+    parallel: int
     check_mode: bool
     log: t.Callable[[str], None]
 
     def domains(self, patterns: t.Sequence[str]) -> list[Outcome]:
-        """Compact the domains that match, one after the other.
+        """Compact the domains that match: side by side on different file systems, in turn on one.
 
         :raises ThinvirtError: a domain or disk that was named does not exist.
         :raises StoppedError: a signal asked to end; a guest that ran runs again.
@@ -105,16 +111,36 @@ class Compactor:
             except ThinvirtError as error:
                 outcome.status, outcome.error = "failed", error
         policy.refuse_unknown_disks([configured for _outcome, configured in read], self.disks)
-        for outcome, configured in read:
-            try:
-                self._domain(outcome, configured)
-            except StoppedError:
-                raise
-            except ThinvirtError as error:
-                outcome.status, outcome.error = "failed", error
-            if outcome.errors():
-                outcome.status = "failed"
+        turns = Turns(self.parallel)
+        pieces = [(*pair, self._file_systems(pair[1])) for pair in read]
+        everywhere = {device for _outcome, _configured, devices in pieces for device in devices}
+
+        def work(piece: tuple[Outcome, xml.Domain, frozenset[int]]) -> None:
+            outcome, configured, devices = piece
+            # All of a domain's turns before it begins: a guest must not be off while it waits.
+            with turns.on(devices):
+                self._domain_or_error(outcome, configured)
+
+        side_by_side(work, pieces, workers=len(everywhere) * self.parallel)
         return outcomes
+
+    def _file_systems(self, domain: xml.Domain) -> frozenset[int]:
+        """Where the disks lie that are to be worked on; those that can't be found, nowhere."""
+        devices = set()
+        for disk in policy.choose_disks(domain, self.disks):
+            with contextlib.suppress(HypervisorError, OSError):
+                devices.add(os.stat(self.hypervisor.disk_path(disk)).st_dev)
+        return frozenset(devices)
+
+    def _domain_or_error(self, outcome: Outcome, configured: xml.Domain) -> None:
+        try:
+            self._domain(outcome, configured)
+        except StoppedError:
+            raise
+        except ThinvirtError as error:
+            outcome.status, outcome.error = "failed", error
+        if outcome.errors():
+            outcome.status = "failed"
 
     def _domain(self, outcome: Outcome, configured: xml.Domain) -> None:
         guest = outcome.guest

@@ -13,6 +13,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     HypervisorError,
     RefusedError,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import stop_if_asked
 
 _POLL_SECONDS = 0.5
 #: A guest may ignore one request, for example while it boots: it is asked again.
@@ -29,6 +30,7 @@ def shut_down(guest: Guest, timeout: int) -> None:
     asked = begin - _ASK_AGAIN_SECONDS
     refusal = ""
     while guest.is_active():
+        stop_if_asked()
         now = time.monotonic()
         if now - begin > timeout:
             raise RefusedError(
@@ -57,6 +59,7 @@ def wait_for_agent(guest: Guest, timeout: int) -> None:
             agent.ping(guest)
             return
         except AgentError as error:
+            stop_if_asked()
             if time.monotonic() > deadline:
                 raise AgentError(
                     f"Domain {guest.name} was shut down and started again, and its guest agent "

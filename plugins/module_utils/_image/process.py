@@ -21,7 +21,10 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     CommandError,
     RequirementError,
 )
-from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_noted
+from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import (
+    signals_noted,
+    stop_if_asked,
+)
 
 #: Where programs are looked for; never the caller's PATH.
 SEARCH_PATH = "/usr/bin:/bin:/usr/sbin:/sbin:/usr/local/bin"
@@ -182,6 +185,7 @@ def _collect(
             if pipe is not None:
                 selector.register(pipe, selectors.EVENT_READ, name)
         while selector.get_map() and not complaint:
+            stop_if_asked()
             take["stdout"](b"")
             patience = max(0.0, min(_TICK_SECONDS, deadline - time.monotonic()))
             for key, _events in selector.select(patience):

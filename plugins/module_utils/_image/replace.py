@@ -43,7 +43,10 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_argv impo
     image_spec,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_img import QemuImg
-from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_wait
+from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import (
+    signals_wait,
+    stop_if_asked,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.extents import (
     FileUsage,
     file_usage,
@@ -71,9 +74,14 @@ class Stages:
     @contextlib.contextmanager
     def stage(self, name: str) -> t.Iterator[t.Callable[[float], None]]:
         begin = time.monotonic()
-        self.report(name, None)
+
+        def report(percent: float | None) -> None:
+            stop_if_asked()
+            self.report(name, percent)
+
+        report(None)
         try:
-            yield lambda percent: self.report(name, percent)
+            yield report
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begin
 

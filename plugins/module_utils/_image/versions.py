@@ -9,6 +9,7 @@ import dataclasses
 import glob
 import os
 import time
+import types
 import typing as t
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
@@ -44,6 +45,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import
 )
 
 Result = dict[str, t.Any]
+_NO_NAMES: t.Mapping[str, str] = types.MappingProxyType({})
 _EXTENSIONS = (".qcow2", ".raw", ".img")
 _TIME = "%Y%m%dT%H%M%SZ"
 #: A glob for such a time.
@@ -88,31 +90,29 @@ def copy_versions(
     keep: int,
     check_mode: bool,
     log: t.Callable[[str], None],
+    names: t.Mapping[str, str] = _NO_NAMES,
 ) -> list[Copied]:
     """Each image to a new version in a folder, if it has changed since the last one.
 
     :param keep: so many versions of each image stay; 0 for all.  Only versions of this image that
         this collection has made, and nobody has changed since, are ever removed.
-    :raises RefusedError: two images would share their versions' names.
+    :param names: how the versions of an image are called, by its path; otherwise as its file.
+    :raises RefusedError: two images would share their versions' names, or a name is none.
     """
-    stems = collections.Counter(map(_stem, paths))
-    for stem in (stem for stem, count in stems.items() if count > 1):
-        raise RefusedError(
-            f"{stems[stem]} of the images are called {shown(stem)}; nothing was changed.",
-            remedy="Copy them to folders of their own.",
-        )
+    _refuse_names(paths, names)
     copies = []
     for src in paths:
+        name = names.get(src) or _stem(src)
         try:
-            recovered = _recover(src, folder, check_mode=check_mode)
+            recovered = _recover(name, folder, check_mode=check_mode)
         except StoppedError:
             raise
         except ThinvirtError as error:
             copies.append(Copied(src, error=error))
             continue
-        versions = _versions(src, folder, request)
+        versions = _versions(src, folder, request, name=name)
         latest = _up_to_date(src, versions, request)
-        dest = latest or _new_path(src, folder, request)
+        dest = latest or _new_path(name, folder, request)
         copied = copy_one(src, dest, request, check_mode=check_mode, log=log)
         if copied.outcome is not None:
             copied.outcome.recovered = recovered or copied.outcome.recovered
@@ -123,6 +123,26 @@ def copy_versions(
                 copied.removed, copied.error = _remove(doomed, check_mode=check_mode)
         copies.append(copied)
     return copies
+
+
+def _refuse_names(paths: t.Sequence[str], names: t.Mapping[str, str]) -> None:
+    for path in names.keys() - set(paths):
+        raise RefusedError(
+            f"names has {shown(path)}, which is none of the images; nothing was changed.",
+            remedy="Name it in paths as well, with the same spelling.",
+        )
+    for name in names.values():
+        if not name or "/" in name or "\0" in name or name.startswith("."):
+            raise RefusedError(
+                f"{shown(name)} cannot be the name of a copy; nothing was changed.",
+                remedy="Name it without slashes, and with no dot in front.",
+            )
+    called = collections.Counter(names.get(path) or _stem(path) for path in paths)
+    for name in (name for name, count in called.items() if count > 1):
+        raise RefusedError(
+            f"{called[name]} of the images would be called {shown(name)}; nothing was changed.",
+            remedy="Give them names of their own (names), or copy them to different folders.",
+        )
 
 
 def _remove(
@@ -151,24 +171,24 @@ def _stem(path: str) -> str:
     return root if extension in _EXTENSIONS else name
 
 
-def _new_path(src: str, folder: str, request: Request) -> str:
+def _new_path(stem: str, folder: str, request: Request) -> str:
     """A name that nothing has yet: two versions may fall into one second."""
     moment = int(time.time())
     while True:
-        name = f"{_stem(src)}-{time.strftime(_TIME, time.gmtime(moment))}.{request.format}"
+        name = f"{stem}-{time.strftime(_TIME, time.gmtime(moment))}.{request.format}"
         path = os.path.join(folder, name)
         if not os.path.lexists(path):
             return path
         moment += 1
 
 
-def _recover(src: str, folder: str, *, check_mode: bool) -> str:
+def _recover(stem: str, folder: str, *, check_mode: bool) -> str:
     """End or undo what killed runs have left of versions, whose names nobody will use again.
 
     :returns: what was (in check mode, would be) done; empty if there was nothing to do.
     :raises RefusedError: another run is making a version of this image.
     """
-    pattern = os.path.join(folder, f"{glob.escape(_stem(src))}-{_TIME_GLOB}.*")
+    pattern = os.path.join(folder, f"{glob.escape(stem)}-{_TIME_GLOB}.*")
     done = ""
     for journal in glob.glob(journal_path(pattern)):
         path = os.path.join(folder, os.path.basename(journal)[1:].rpartition(".")[0])
@@ -182,13 +202,13 @@ def _recover(src: str, folder: str, *, check_mode: bool) -> str:
     return done
 
 
-def _versions(src: str, folder: str, request: Request) -> list[tuple[str, Manifest]]:
+def _versions(src: str, folder: str, request: Request, *, name: str) -> list[tuple[str, Manifest]]:
     """Our copies of an image in a folder, the oldest first."""
     real = os.path.realpath(src)
-    pattern = os.path.join(glob.escape(folder), glob.escape(_stem(src)) + f"-*.{request.format}")
+    pattern = os.path.join(glob.escape(folder), glob.escape(name) + f"-*.{request.format}")
     versions = []
-    for name in glob.glob(pattern + SUFFIX):
-        path = name[: -len(SUFFIX)]
+    for note in glob.glob(pattern + SUFFIX):
+        path = note[: -len(SUFFIX)]
         manifest = read_manifest(path)
         if manifest is not None and manifest.src == real:
             versions.append((path, manifest))

@@ -7,13 +7,16 @@ Blocks are counted with stat, power is read with virsh, content is checked in th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from compact_lab import answer, start
 from image_lab import qemu_io, run
 from lab import Disk, GuestSpec
 from support import assert_explains, run_module
@@ -276,3 +279,90 @@ def test_killed_while_the_guest_is_off_the_next_run_starts_it(lab, booted):
     booted.run("sha256sum", "--check", "--quiet", "/keep.sum")
     folder = os.path.dirname(image)
     assert [name for name in os.listdir(folder) if "thinvirt" in name] == []
+
+
+@pytest.fixture
+def in_memory(lab, tmp_path):
+    """Define domains with an image full of data; those of odd numbers on a tmpfs of their own."""
+    guests, mounts = [], {}
+
+    def on(*places):
+        for number, place in enumerate(places):
+            if place not in mounts:
+                mounts[place] = tmp_path / f"place{place}"
+                mounts[place].mkdir()
+                run("mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", mounts[place])
+            path = mounts[place] / f"disk{number}.qcow2"
+            run("qemu-img", "create", "-f", "qcow2", path, "64M")
+            qemu_io(path, "write -P 0 0 16M", "write -P 7 16M 16M")
+            disk = Disk("sda", "scsi", path=path)
+            guests.append(lab.create(GuestSpec(f"c-place{number}", disks=(disk,))))
+        return [guest.name for guest in guests]
+
+    yield on
+    for guest in guests:
+        lab.virsh("undefine", guest.name)
+    for mount in mounts.values():
+        run("umount", mount)
+
+
+def running_programs(process) -> set[int]:
+    """The qemu-img processes that a module has started, by all of its threads."""
+    found = set()
+    for task in Path(f"/proc/{process.pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            for pid in (task / "children").read_text().split():
+                argv = Path("/proc", pid, "cmdline").read_bytes().split(b"\0")
+                if argv[0].endswith(b"qemu-img") and argv[1] == b"convert":
+                    found.add(int(pid))
+    return found
+
+
+def hold(process, number: int) -> set[int]:
+    """Stop the copies that a module makes until there are so many at once."""
+    held: set[int] = set()
+    deadline = time.monotonic() + 60
+    while len(held) < number:
+        assert process.poll() is None, answer(process)
+        assert time.monotonic() < deadline, f"only {len(held)} of {number}"
+        for pid in running_programs(process) - held:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+                held.add(pid)
+        held &= running_programs(process)
+    return held
+
+
+def begin(lab, names, **arguments):
+    given = {"uri": lab.uri, "domains": names, "method": "rewrite", "min_free_bytes": 0}
+    return start(module="domain_compact", **given, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("places", "parallel", "most"),
+    [((0, 1), 1, 2), ((0, 0), 1, 1), ((0, 0), 2, 2)],
+)
+def test_one_rewrite_on_each_file_system(lab, in_memory, places, parallel, most):
+    process = begin(lab, in_memory(*places), parallel=parallel)
+    held = hold(process, most)
+    time.sleep(1)  # for one more, if it were to come
+    assert running_programs(process) == held
+    for pid in held:
+        os.kill(pid, signal.SIGCONT)
+    result = answer(process)
+    assert [entry["freed_bytes"] // (15 * MIB) for entry in result["domains"]] == [1, 1]
+
+
+def test_a_signal_ends_all_rewrites(lab, in_memory, tmp_path):
+    process = begin(lab, in_memory(0, 1))
+    before = {path: path.read_bytes() for path in tmp_path.glob("place*/*")}
+    assert len(before) == 2
+    hold(process, 2)
+    process.terminate()
+    assert_explains(answer(process), "Stopped by SIGTERM")
+    assert {path: path.read_bytes() for path in tmp_path.glob("place*/*")} == before
+
+
+@pytest.mark.parametrize("parallel", [0, 6])
+def test_too_many_at_once(lab, domain, parallel):
+    assert_explains(compact(lab, domain().name, parallel=parallel), "between 1 and 5")

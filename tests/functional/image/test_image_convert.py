@@ -105,6 +105,17 @@ def test_owner_and_mode_as_asked(image, tmp_path):
     assert not convert(src=image, dest=dest, mode="0644")["changed"]
 
 
+def test_a_new_mode_is_in_the_diff(image, tmp_path):
+    dest = str(tmp_path / "out" / "copy.qcow2")
+    convert(src=image, dest=dest, mode="0600")
+    checked = convert(src=image, dest=dest, mode="0644", check=True)
+    assert os.stat(dest).st_mode & 0o777 == 0o600
+    assert checked["diff"]["before"]["attributes"][dest]["mode"] == "0600"
+    assert checked["diff"]["after"]["attributes"][dest]["mode"] == "0644"
+    assert convert(src=image, dest=dest, mode="0644")["diff"] == checked["diff"]
+    assert "attributes" not in convert(src=image, dest=dest, mode="0644")["diff"]["after"]
+
+
 def test_the_copy_of_an_overlay_is_whole(image, tmp_path):
     (tmp_path / "top").mkdir()
     top = create(tmp_path / "top" / "top.qcow2", backing=image)
@@ -222,7 +233,7 @@ def test_two_images_of_one_name_are_refused(image, tmp_path):
     (tmp_path / "other").mkdir()
     other = shutil.copy(image, tmp_path / "other" / "web1.qcow2")
     result = convert(paths=[image, str(other)], dest_dir=str(tmp_path / "out"))
-    assert_explains(result, "2 of the images are called web1", "folders of their own")
+    assert_explains(result, "2 of the images would be called web1", "(names)")
 
 
 _KILLED = """
@@ -306,6 +317,43 @@ def test_a_manifest_that_somebody_else_wrote_counts_for_nothing(image, tmp_path)
     os.mkfifo(f"{manifest}.tmp")  # put there to be waited for
     assert convert(src=image, dest=str(dest))["changed"]
     assert sorted(os.listdir(tmp_path / "out")) == ["copy.qcow2", "copy.qcow2.thinvirt.json"]
+
+
+def test_versions_by_names_that_are_given(image, tmp_path):
+    (tmp_path / "other").mkdir()
+    other = create(tmp_path / "other" / os.path.basename(image))
+    asked = {
+        "paths": [image, other],
+        "dest_dir": str(tmp_path / "out"),
+        "names": {image: "web[1]-vda", other: "web2-vda"},
+        "keep": 1,
+    }
+    for number in (1, 2):
+        qemu_io(image, f"write -P {number} 0 1M")
+        done = convert(**asked)
+        assert done["changed"]
+        assert [len(entry["removed"]) for entry in done["images"]] == [number - 1, 0]
+        assert not convert(**asked)["changed"]
+    two, one = versions(tmp_path)  # in the order of their bytes
+    assert one.startswith("web[1]-vda-2")
+    assert two.startswith("web2-vda-2")
+    assert "identical" in run("qemu-img", "compare", image, str(tmp_path / "out" / one))
+    assert "identical" in run("qemu-img", "compare", other, str(tmp_path / "out" / two))
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ({"/elsewhere.qcow2": "web1"}, "none of the images"),
+        ({"IMAGE": "../web1"}, "cannot be the name"),
+        ({"IMAGE": ""}, "cannot be the name"),
+        ({"IMAGE": ".hidden"}, "cannot be the name"),
+    ],
+)
+def test_names_that_are_none(image, tmp_path, names, words):
+    names = {path.replace("IMAGE", image): name for path, name in names.items()}
+    assert_explains(convert(paths=[image], dest_dir=str(tmp_path / "out"), names=names), words)
+    assert os.listdir(tmp_path / "out") == []
 
 
 def test_a_version_in_use_is_not_removed(image, tmp_path):
