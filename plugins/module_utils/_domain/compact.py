@@ -16,7 +16,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection im
     Guest,
     Hypervisor,
 )
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.turns import Turns, side_by_side
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.turns import side_by_side
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.usage import Users
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     HypervisorError,
@@ -111,17 +111,9 @@ class Compactor:
             except ThinvirtError as error:
                 outcome.status, outcome.error = "failed", error
         policy.refuse_unknown_disks([configured for _outcome, configured in read], self.disks)
-        turns = Turns(self.parallel)
-        pieces = [(*pair, self._file_systems(pair[1])) for pair in read]
-        everywhere = {device for _outcome, _configured, devices in pieces for device in devices}
-
-        def work(piece: tuple[Outcome, xml.Domain, frozenset[int]]) -> None:
-            outcome, configured, devices = piece
-            # All of a domain's turns before it begins: a guest must not be off while it waits.
-            with turns.on(devices):
-                self._domain_or_error(outcome, configured)
-
-        side_by_side(work, pieces, workers=len(everywhere) * self.parallel)
+        # All file systems of a domain before it begins: a guest must not be off while it waits.
+        pieces = [(pair, self._file_systems(pair[1])) for pair in read]
+        side_by_side(self._domain_or_error, pieces, each=self.parallel)
         return outcomes
 
     def _file_systems(self, domain: xml.Domain) -> frozenset[int]:
@@ -132,7 +124,8 @@ class Compactor:
                 devices.add(os.stat(self.hypervisor.disk_path(disk)).st_dev)
         return frozenset(devices)
 
-    def _domain_or_error(self, outcome: Outcome, configured: xml.Domain) -> None:
+    def _domain_or_error(self, piece: tuple[Outcome, xml.Domain]) -> None:
+        outcome, configured = piece
         try:
             self._domain(outcome, configured)
         except StoppedError:

@@ -313,53 +313,74 @@ def running_programs(process) -> set[int]:
         with contextlib.suppress(OSError):
             for pid in (task / "children").read_text().split():
                 argv = Path("/proc", pid, "cmdline").read_bytes().split(b"\0")
-                if argv[0].endswith(b"qemu-img") and argv[1] == b"convert":
+                if argv[0].endswith(b"qemu-img"):
                     found.add(int(pid))
     return found
 
 
 def hold(process, number: int) -> set[int]:
-    """Stop the copies that a module makes until there are so many at once."""
+    """Stop what a module has started until so many are at work, and what else would come."""
     held: set[int] = set()
     deadline = time.monotonic() + 60
-    while len(held) < number:
+    more_until = 0.0
+    while len(held) < number or time.monotonic() < more_until:
         assert process.poll() is None, answer(process)
         assert time.monotonic() < deadline, f"only {len(held)} of {number}"
         for pid in running_programs(process) - held:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
                 held.add(pid)
+                more_until = time.monotonic() + 2
         held &= running_programs(process)
     return held
 
 
-def begin(lab, names, **arguments):
+@contextlib.contextmanager
+def rewriting(lab, names, **arguments):
     given = {"uri": lab.uri, "domains": names, "method": "rewrite", "min_free_bytes": 0}
-    return start(module="domain_compact", **given, **arguments)
+    process = start(module="domain_compact", **given, **arguments)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:  # what it has started ends with it
+            process.kill()
+            process.communicate()
+
+
+def place_of(pid: int) -> str:
+    """The folder of the images that a program works on."""
+    opened = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+    (place,) = {os.path.dirname(path) for path in opened if ".qcow2" in path}
+    return os.path.basename(place)
 
 
 @pytest.mark.parametrize(
-    ("places", "parallel", "most"),
-    [((0, 1), 1, 2), ((0, 0), 1, 1), ((0, 0), 2, 2)],
+    ("places", "parallel", "at_once"),
+    [
+        ((0, 1), 1, ["place0", "place1"]),
+        ((0, 0), 1, ["place0"]),
+        ((0, 0, 1), 1, ["place0", "place1"]),
+        ((0, 0, 0), 2, ["place0", "place0"]),
+    ],
 )
-def test_one_rewrite_on_each_file_system(lab, in_memory, places, parallel, most):
-    process = begin(lab, in_memory(*places), parallel=parallel)
-    held = hold(process, most)
-    time.sleep(1)  # for one more, if it were to come
-    assert running_programs(process) == held
-    for pid in held:
-        os.kill(pid, signal.SIGCONT)
-    result = answer(process)
-    assert [entry["freed_bytes"] // (15 * MIB) for entry in result["domains"]] == [1, 1]
+def test_one_rewrite_on_each_file_system(lab, in_memory, places, parallel, at_once):
+    with rewriting(lab, in_memory(*places), parallel=parallel) as process:
+        held = hold(process, len(at_once))
+        assert sorted(map(place_of, held)) == at_once
+        for pid in held:
+            os.kill(pid, signal.SIGCONT)
+        result = answer(process)
+    assert [entry["freed_bytes"] // (15 * MIB) for entry in result["domains"]] == [1] * len(places)
 
 
 def test_a_signal_ends_all_rewrites(lab, in_memory, tmp_path):
-    process = begin(lab, in_memory(0, 1))
+    names = in_memory(0, 1)
     before = {path: path.read_bytes() for path in tmp_path.glob("place*/*")}
     assert len(before) == 2
-    hold(process, 2)
-    process.terminate()
-    assert_explains(answer(process), "Stopped by SIGTERM")
+    with rewriting(lab, names) as process:
+        hold(process, 2)
+        process.terminate()
+        assert_explains(answer(process), "Stopped by SIGTERM")
     assert {path: path.read_bytes() for path in tmp_path.glob("place*/*")} == before
 
 

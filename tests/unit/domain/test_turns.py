@@ -4,16 +4,14 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import signal
 import threading
 import time
 
 import pytest
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.turns import (
-    Turns,
-    side_by_side,
-)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.turns import side_by_side
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import (
     StoppedError,
     signals_raise,
@@ -23,54 +21,43 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import (
 PATIENCE_SECONDS = 10
 
 
-def most_at_once(pieces, *, each: int, workers: int) -> int:
-    """How many pieces were at work at one time, when each waits for as many as there could be."""
-    turns, lock = Turns(each), threading.Lock()
-    at_work, most = 0, 0
+def most_at_once(pieces, each: int) -> dict[int | str, int]:
+    """How many pieces were at work at one time, on each place and in all; all of them are done."""
+    lock, done = threading.Lock(), []
+    at_work: collections.Counter = collections.Counter()
+    most: collections.Counter = collections.Counter()
 
-    def work(devices):
-        nonlocal at_work, most
-        with turns.on(devices):
-            with lock:
-                at_work += 1
-                most = max(most, at_work)
-            time.sleep(0.2)
-            with lock:
-                at_work -= 1
+    def work(number):
+        places = [*pieces[number], "all"]
+        with lock:
+            at_work.update(places)
+            most.update({place: max(0, at_work[place] - most[place]) for place in places})
+        time.sleep(0.1)
+        with lock:
+            at_work.subtract(places)
+        done.append(number)
 
-    side_by_side(work, pieces, workers=workers)
-    assert at_work == 0
-    return most
+    numbered = [(number, frozenset(places)) for number, places in enumerate(pieces)]
+    side_by_side(work, numbered, each=each)
+    assert sorted(done) == list(range(len(pieces)))
+    return dict(most)
 
 
 @pytest.mark.parametrize(
-    ("pieces", "each", "workers", "most"),
+    ("pieces", "each", "most"),
     [
-        ([{1}, {2}], 1, 2, 2),
-        ([{1}, {2}], 1, 1, 1),
-        ([{1}, {1}, {1}], 1, 3, 1),
-        ([{1}, {1}, {1}], 2, 3, 2),
-        ([{1, 2}, {2, 3}, {1, 3}], 1, 3, 1),
-        ([{1}] * 4 + [set()], 1, 5, 2),
-        ([{number} for number in range(9)], 1, 9, 5),
-        ([], 1, 1, 0),
+        ([{1}, {2}], 1, {1: 1, 2: 1, "all": 2}),
+        ([{1}, {1}, {1}], 1, {1: 1, "all": 1}),
+        ([{1}, {1}, {2}], 1, {1: 1, 2: 1, "all": 2}),
+        ([{1}, {1}, {1}], 2, {1: 2, "all": 2}),
+        ([{1, 2}, {2, 3}, {1, 3}], 1, {1: 1, 2: 1, 3: 1, "all": 1}),
+        ([{number} for number in range(9)], 1, dict.fromkeys(range(9), 1) | {"all": 5}),
+        ([set(), set()], 1, {"all": 1}),
+        ([], 1, {}),
     ],
 )
-def test_at_once(pieces, each, workers, most):
-    assert most_at_once(pieces, each=each, workers=workers) == most
-
-
-def test_nobody_waits_for_one_who_waits_for_him():
-    turns, done = Turns(1), []
-
-    def work(devices):
-        for _round in range(200):
-            with turns.on(devices):
-                pass
-        done.append(devices)
-
-    side_by_side(work, [(1, 2, 3), (3, 2, 1), (2, 1, 3)], workers=3)
-    assert len(done) == 3
+def test_at_once(pieces, each, most):
+    assert most_at_once(pieces, each) == most
 
 
 def test_an_error_is_not_lost():
@@ -79,7 +66,7 @@ def test_an_error_is_not_lost():
             raise ValueError(piece)
 
     with pytest.raises(ValueError, match="2"):
-        side_by_side(work, [1, 2, 3], workers=2)
+        side_by_side(work, [(number, frozenset([number])) for number in (1, 2, 3)], each=1)
 
 
 def test_a_signal_ends_all_of_them_in_order():
@@ -105,11 +92,13 @@ def test_a_signal_ends_all_of_them_in_order():
     sender = threading.Thread(target=send)
     sender.start()
     with pytest.raises(StoppedError, match="SIGTERM"), signals_raise():
-        side_by_side(work, [1, 2, 3, 4], workers=2)
+        side_by_side(work, [(number, frozenset([number % 2])) for number in (1, 2, 3, 4)], each=1)
     sender.join()
     assert (sorted(cleaned), never) == ([1, 2], [])
 
 
 def test_a_signal_of_an_earlier_run_is_forgotten():
     with signals_raise():
-        side_by_side(lambda _piece: stop_if_asked(), [1, 2], workers=2)
+        side_by_side(
+            lambda _piece: stop_if_asked(), [(1, frozenset([1])), (2, frozenset([2]))], each=1
+        )
