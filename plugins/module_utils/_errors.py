@@ -60,6 +60,10 @@ class HypervisorError(ThinvirtError):
     """libvirt refused or failed; the message quotes what it said."""
 
 
+class BusyError(HypervisorError):
+    """libvirt is at work on this domain and did not get to what it was asked for."""
+
+
 class AgentError(ThinvirtError):
     """The guest agent is missing, dead, hung, or answered nonsense."""
 

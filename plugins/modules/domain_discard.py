@@ -20,7 +20,8 @@ description:
     new configuration is verified by reading it back.
   - A setting becomes effective when a new QEMU process reads it, that is when the guest is powered
     off and started again. A reboot inside the guest does not do that.
-    RV(domains[].restart_required) tells where it is still due, and O(apply) can do it.
+    RV(domains[].restart_required) tells where it is still due, and O(apply) can do it, without a
+    reboot of the guest too.
 extends_documentation_fragment:
   - thinvirt.kvm.libvirt
   - thinvirt.kvm.libvirt.domains_required
@@ -89,10 +90,26 @@ options:
     description:
       - How the settings become effective on running guests.
       - With V(config) they wait for the guest's next start.
+      - With V(save_restore) a guest that needs it is saved (C(virsh managedsave)) and restored with
+        the new settings. It is not rebooted, its programs go on, and its connections last if the
+        other end is patient; consoles and VNC or SPICE sessions are cut off. It stands still
+        meanwhile, about as long as the host takes to write and read its memory. Killed in between,
+        the next run or the next start of the domain resumes it.
+      - With V(save_restore) the guest agent sets the guest's clock afterwards. Without an agent
+        the clock is behind, which is told in a warning.
+      - V(save_restore) is refused where the guest cannot be saved (host devices, shared folders,
+        vhost-user and the like, running jobs), where its memory does not fit into the folder where
+        libvirt saves guests, and for O(discard_granularity_bytes) and O(rotation_rate), which a
+        guest reads only when it starts. It needs to run on the hypervisor, with a local O(uri).
       - With V(power_cycle) a guest that needs it is shut down in order, through its agent or ACPI,
-        and started again. It is never forced off. One guest after the other.
+        and started again. It is never forced off.
+      - One guest after the other, with either.
+      - A guest on ext4 that has trimmed while the host dropped its discards does not send those
+        again until the file system is mounted anew. V(power_cycle) sees to that, V(save_restore)
+        does not.
+      - If a guest cannot be restored with its new settings, it is restored with its old ones.
     type: str
-    choices: [config, power_cycle]
+    choices: [config, save_restore, power_cycle]
     default: config
   timeout:
     description:
@@ -117,6 +134,11 @@ EXAMPLES = r"""
   check_mode: true
   register: drift
   failed_when: drift is changed
+
+- name: Do it now, without a reboot; each guest stands still for some seconds
+  thinvirt.kvm.domain_discard:
+    domains: ['db*']
+    apply: save_restore
 
 - name: Do it now for the web servers, restarting one after the other
   thinvirt.kvm.domain_discard:
@@ -149,9 +171,18 @@ domains:
       sample: f4e2b079-09dd-4204-b81e-9bec7bc31162
     changed:
       description:
-        - Whether its configuration was (in check mode, would be) changed or the guest restarted.
+        - Whether anything was (in check mode, would be) done, also if there was an error
+          afterwards.
       type: bool
-      returned: when it could be planned
+    actions:
+      description:
+        - What was (in check mode, would be) done, in this order, whatever went wrong afterwards.
+        - V(recovered) stands for the end of what a killed run had left, V(configured) for a new
+          configuration, V(shut_down) and V(started), V(saved) and V(restored) for the running
+          guest.
+      type: list
+      elements: str
+      sample: [configured, saved, restored]
     restart_required:
       description: Whether the running guest still works with other settings than those asked for.
       type: bool
@@ -161,6 +192,17 @@ domains:
       type: float
       returned: when the guest was restarted
       sample: 24.5
+    pause_seconds:
+      description:
+        - How long the guest stood still at most; from the request to save it until libvirt had
+          restored it.
+      type: float
+      returned: when the guest was saved
+      sample: 2.9
+    clock_set:
+      description: Whether the guest agent has set the guest's clock after the pause.
+      type: bool
+      returned: when a running guest was saved and restored
     disks:
       description: The disks that were chosen.
       type: list
@@ -227,7 +269,7 @@ def main() -> None:
             "discard_no_unref": {"type": "bool"},
             "discard_granularity_bytes": {"type": "int"},
             "rotation_rate": {"type": "int"},
-            "apply": {"type": "str", "choices": ["config", "power_cycle"], "default": "config"},
+            "apply": {"type": "str", "choices": list(discard.APPLY), "default": "config"},
             "timeout": {"type": "int", "default": 300},
         },
         supports_check_mode=True,
@@ -240,30 +282,31 @@ def main() -> None:
         discard_granularity_bytes=params["discard_granularity_bytes"],
         rotation_rate=params["rotation_rate"],
     )
-    apply = params["apply"]
     try:
         refuse_duplicates("disks", params["disks"])
         with Hypervisor(params["uri"]) as hypervisor:
-            outcomes = discard.decide(
+            setter = discard.Setter(
                 hypervisor,
-                domains=params["domains"],
                 disks=params["disks"],
                 wanted=wanted,
-                apply=apply,
+                apply=params["apply"],
+                timeout=params["timeout"],
             )
-            changes = [c for o in outcomes if o.plan is not None for c in o.plan.changes()]
+            outcomes = setter.decide(params["domains"])
             if not module.check_mode:
                 with signals_raise():
-                    for outcome in outcomes:
-                        discard.carry_out(
-                            hypervisor, outcome, apply=apply, timeout=params["timeout"]
-                        )
+                    setter.carry_out(outcomes)
     except ThinvirtError as error:
         module.fail_json(**error.result())
+    for name in [outcome.guest.name for outcome in outcomes if outcome.clock_is_behind]:
+        module.warn(
+            f"The clock of domain {name} is as far behind as the guest stood still: no guest agent "
+            "set it. A time service in the guest corrects that."
+        )
     result = {
-        "changed": any(outcome.changed(apply) for outcome in outcomes),
-        "domains": [outcome.result(apply) for outcome in outcomes],
-        "diff": diff(changes),
+        "changed": any(outcome.changed for outcome in outcomes),
+        "domains": [outcome.result() for outcome in outcomes],
+        "diff": diff(change for outcome in outcomes for change in outcome.changes()),
     }
     failed = [(outcome.guest.name, outcome.error) for outcome in outcomes if outcome.error]
     if failed:

@@ -82,6 +82,15 @@ def fstrim(guest: Agent, *, minimum_bytes: int, timeout: int) -> tuple[MountTrim
     return parse_fstrim(answer, guest.name)
 
 
+def set_time(guest: Agent, *, nanoseconds: int, timeout: int) -> None:
+    """Set the guest's clock, system and hardware.
+
+    :param nanoseconds: since 1970, UTC.
+    :raises AgentError: it does not answer in time, or could not.
+    """
+    guest.agent("guest-set-time", {"time": nanoseconds}, timeout=timeout)
+
+
 def _text(value: t.Any) -> str:
     return value[:MAX_TEXT] if isinstance(value, str) else ""
 

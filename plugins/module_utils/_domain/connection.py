@@ -10,6 +10,7 @@ it likes, and closes it.  Every libvirt error becomes a :class:`HypervisorError`
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import typing as t
 
@@ -30,6 +31,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.xml import (
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     AgentError,
+    BusyError,
     HypervisorError,
     NotFoundError,
     RefusedError,
@@ -57,7 +59,36 @@ def _translated(doing: str) -> t.Iterator[None]:
     try:
         yield
     except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_OPERATION_TIMEOUT:
+            raise BusyError(f"libvirt could not {doing}: {error}.") from error
         raise HypervisorError(f"libvirt could not {doing}: {error}.") from error
+
+
+def _paused_on_purpose() -> tuple[tuple[int, int], ...]:
+    """States and reasons of a guest that somebody has paused, and nothing else is the matter."""
+    return tuple(
+        (libvirt.VIR_DOMAIN_PAUSED, reason)
+        for reason in (
+            libvirt.VIR_DOMAIN_PAUSED_UNKNOWN,
+            libvirt.VIR_DOMAIN_PAUSED_USER,
+            libvirt.VIR_DOMAIN_PAUSED_FROM_SNAPSHOT,
+            # of one that was paused when it was saved, once it is restored (seen with 9.0)
+            libvirt.VIR_DOMAIN_PAUSED_MIGRATION,
+        )
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What a domain does.
+
+    :param running: its CPUs run.
+    :param paused_on_purpose: they do not, because somebody wanted it so.
+    """
+
+    active: bool
+    running: bool
+    paused_on_purpose: bool
 
 
 class Guest:
@@ -117,9 +148,15 @@ class Guest:
         with _translated(f"read the configuration of domain {self.name}"):
             return t.cast(str, self._domain.XMLDesc(flags))
 
-    def write_note(self, text: str) -> None:
-        """Leave a note in the domain's configuration, in an element of our own."""
-        self._set_note(note_element(text))
+    def write_note(self, text: str, *, saved: str = "") -> None:
+        """Leave a note in the domain's configuration, in an element of our own.
+
+        Waits for whatever libvirt is doing with the domain, such as saving it, to end.
+
+        :param saved: see :attr:`.xml.Domain.saved_note`.
+        :raises BusyError: that takes longer than libvirt is ready to wait (30 s).
+        """
+        self._set_note(note_element(text, saved=saved))
 
     def remove_note(self) -> None:
         self._set_note(None)
@@ -133,6 +170,55 @@ class Guest:
                 NOTE_NAMESPACE,
                 libvirt.VIR_DOMAIN_AFFECT_CONFIG,
             )
+
+    def state(self) -> State:
+        """What its CPUs do, and why."""
+        with _translated(f"read the state of domain {self.name}"):
+            state, reason = self._domain.state(0)
+            return State(
+                active=bool(self._domain.isActive()),
+                running=state in (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_BLOCKED),
+                paused_on_purpose=(state, reason) in _paused_on_purpose(),
+            )
+
+    def memory_bytes(self) -> int:
+        """The most memory that the guest may have as it is."""
+        with _translated(f"read the memory of domain {self.name}"):
+            return int(self._domain.maxMemory()) * 1024
+
+    def jobs(self, targets: t.Iterable[str]) -> list[str]:
+        """What libvirt is working on in this domain: block jobs by disk, backup, migration, ..."""
+        with _translated(f"list the jobs of domain {self.name}"):
+            found = [f"block job on {disk}" for disk in targets if self._has_block_job(disk)]
+            if self._domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE:
+                found.append("backup, dump, save or migration")
+        return found
+
+    def _has_block_job(self, target: str) -> bool:
+        return bool(self._domain.blockJobInfo(target, 0))
+
+    def managed_save(self) -> None:
+        """Write the guest's memory to libvirt's own folder and turn it off.
+
+        Every start of the domain, whoever asks for it, resumes it from there.
+        """
+        with _translated(f"save domain {self.name}"):
+            self._domain.managedSave(0)
+
+    def managed_save_xml(self) -> str:
+        """The XML, secrets included, with which the saved guest would be resumed."""
+        with _translated(f"read the saved state of domain {self.name}"):
+            flags = libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE
+            return t.cast(str, self._domain.managedSaveGetXMLDesc(flags))
+
+    def define_managed_save_xml(self, text: str) -> None:
+        """Have the saved guest resumed with this XML, running or paused as it was."""
+        with _translated(f"change the saved state of domain {self.name}"):
+            self._domain.managedSaveDefineXML(text, 0)
+
+    def remove_managed_save(self) -> None:
+        with _translated(f"remove the saved state of domain {self.name}"):
+            self._domain.managedSaveRemove(0)
 
     def shutdown(self) -> None:
         """Ask the guest to power off; returns at once.
@@ -249,9 +335,7 @@ class Hypervisor:
                 "its socket (become: true, or membership in the group libvirt).",
             ) from error
         if local_only:
-            # an empty uri means libvirt's default, and libvirt.conf may give names to URIs
-            with _translated("tell its URI"):
-                _refuse_remote(self._connection.getURI())
+            self.local_uri()
 
     def __enter__(self) -> Hypervisor:
         return self
@@ -259,6 +343,17 @@ class Hypervisor:
     def __exit__(self, *_exception: object) -> None:
         with contextlib.suppress(libvirt.libvirtError):
             self._connection.close()
+
+    def local_uri(self) -> str:
+        """The URI that the connection really has.
+
+        :raises RefusedError: it leads to another machine.
+        """
+        # an empty uri means libvirt's default, and libvirt.conf may give names to URIs
+        with _translated("tell its URI"):
+            uri = t.cast(str, self._connection.getURI())
+        _refuse_remote(uri)
+        return uri
 
     def versions(self) -> Versions:
         with _translated("tell its version"):

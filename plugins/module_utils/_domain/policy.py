@@ -81,13 +81,19 @@ class DiskPlan:
 
     :param live: settings in the running QEMU; None if the domain is off or the disk is
         not plugged in.
+    :param wanted_live: what the running QEMU should have; settings that are not asked for may
+        differ between live and configured, and are not our concern.
     """
 
     domain: str
     disk: Disk
     wanted: DiskSettings
     live: DiskSettings | None
-    restart_required: bool
+    wanted_live: DiskSettings | None
+
+    @property
+    def restart_required(self) -> bool:
+        return self.wanted_live != self.live
 
     def changes(self) -> list[Change]:
         before, after = dataclasses.asdict(self.disk.settings), dataclasses.asdict(self.wanted)
@@ -197,9 +203,7 @@ def plan_discard(
                 disk=disk,
                 wanted=settings,
                 live=running.settings if running is not None else None,
-                # other settings may differ between live and configured: not our concern
-                restart_required=running is not None
-                and wanted.on(running.settings) != running.settings,
+                wanted_live=wanted.on(running.settings) if running is not None else None,
             )
         )
     return DomainPlan(

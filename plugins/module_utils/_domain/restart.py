@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A guest that was shut down for our work runs again afterwards, whatever happens to us.
+"""A guest that was shut down or saved for our work runs again afterwards, whatever happens to us.
 
-Before the shutdown a note goes into the domain's own metadata: it stays with the domain, survives
+Before that a note goes into the domain's own metadata: it stays with the domain, survives
 a reboot of the host, and needs no file.  Whoever finds such a note of a process that is no more
 starts the guest and removes the note.
 """
@@ -10,6 +10,8 @@ starts the guest and removes the note.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import os
 import time
 import typing as t
@@ -17,6 +19,7 @@ import typing as t
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import power, xml
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Guest
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
+    BusyError,
     HypervisorError,
     RefusedError,
 )
@@ -25,6 +28,11 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signa
 #: An upgrade of libvirt restarts its daemon, which takes some seconds.
 _RECONNECT_SECONDS = 60.0
 _RECONNECT_PAUSE_SECONDS = 1.0
+
+#: libvirt writes the memory of a guest, which nobody can hurry; it is asked this often.
+_BUSY_PAUSE_SECONDS = 1.0
+
+_Result = t.TypeVar("_Result")
 
 STARTED = "A run that was killed had shut it down; it was started again."
 
@@ -40,7 +48,7 @@ def shut_down_meanwhile(guest: Guest, *, timeout: int, expect_agent: bool) -> t.
     :raises HypervisorError: it does not start again.
     :raises AgentError: it was started, and its agent does not answer.
     """
-    guest.write_note(_me())
+    guest.write_note(me())
     try:
         power.shut_down(guest, timeout)
         yield
@@ -52,17 +60,29 @@ def shut_down_meanwhile(guest: Guest, *, timeout: int, expect_agent: bool) -> t.
 
 
 def _bring_back(guest: Guest) -> None:
-    """Start the guest if it is off; libvirtd may have been restarted meanwhile.
+    """Start the guest if it is off.
 
     :raises HypervisorError: it does not start, or libvirt does not answer any more.
+    """
+
+    def start() -> None:
+        if not guest.is_active():
+            _start(guest)
+            guest.remove_note()
+
+    patiently(guest, start)
+
+
+def patiently(guest: Guest, do: t.Callable[[], _Result]) -> _Result:
+    """Do something, and once more if libvirtd was restarted meanwhile.
+
+    :param do: looks at the guest's state first, so that it may be repeated.
+    :raises HypervisorError: it failed, or libvirt does not answer any more.
     """
     deadline = time.monotonic() + _RECONNECT_SECONDS
     while True:
         try:
-            if not guest.is_active():
-                _start(guest)
-                guest.remove_note()
-            return
+            return do()
         except HypervisorError:
             if not guest.is_lost() or time.monotonic() > deadline:
                 raise
@@ -71,19 +91,40 @@ def _bring_back(guest: Guest) -> None:
             guest.reconnect()
 
 
-def power_cycle(guest: Guest, *, timeout: int, expect_agent: bool) -> float:
+@dataclasses.dataclass
+class Done:
+    """What was really done to a guest, kept while it is done: an error may come at any time.
+
+    :param actions: in their order; see the module's ``actions``.
+    :param downtime_seconds: how long it was off, None if it was not.
+    :param pause_seconds: how long its CPUs stood still, None if they did not.
+    :param clock_set: its clock was set after that, None if there was no need.
+    """
+
+    actions: list[str] = dataclasses.field(default_factory=list)
+    downtime_seconds: float | None = None
+    pause_seconds: float | None = None
+    clock_set: bool | None = None
+
+
+def power_cycle(guest: Guest, *, timeout: int, expect_agent: bool, done: Done) -> None:
     """Turn a guest off and on again, so that a new QEMU reads its configuration.
 
     A reboot inside the guest is not enough: the QEMU process stays the same.  The guest is never
     forced off.
 
-    :returns: seconds without service, from the request until the agent answered (or until the
-        start, without an agent).
+    :param done: is told each step, and the seconds without service: from the request until the
+        agent answered (or until the start, without an agent).
     """
     begin = time.monotonic()
-    with shut_down_meanwhile(guest, timeout=timeout, expect_agent=expect_agent):
-        pass
-    return time.monotonic() - begin
+    with shut_down_meanwhile(guest, timeout=timeout, expect_agent=False):
+        done.actions.append("shut_down")
+    done.actions.append("started")
+    try:
+        if expect_agent:
+            power.wait_for_agent(guest, timeout)
+    finally:
+        done.downtime_seconds = time.monotonic() - begin
 
 
 def refuse_no_return(guest: Guest, configured: xml.Domain, live: xml.Domain) -> None:
@@ -130,14 +171,112 @@ def is_forgotten(domain: xml.Domain) -> bool:
     return True
 
 
-def start_forgotten(guest: Guest) -> None:
-    """Start a guest that a killed run had shut down, unless somebody has, and remove the note.
+def start_forgotten(guest: Guest, *, timeout: float = 300) -> None:
+    """Start a guest that a killed run had shut down or saved, unless somebody has; remove the note.
 
+    :param timeout: seconds that libvirt may take to end what the killed run had asked for.
     :raises HypervisorError: the guest does not start.
     """
-    if not guest.is_active():
+    saved = _saved_settings(guest)
+    _take_over(guest, saved, timeout)
+    if guest.is_active():
+        drop_stale_state(guest, saved)
+    elif saved:
+        resume(guest, saved)
+    else:
         _start(guest)
     guest.remove_note()
+
+
+def _saved_settings(guest: Guest) -> dict[str, xml.DiskSettings]:
+    return parse_settings(xml.parse_domain(guest.configured_xml(with_secrets=False)).saved_note)
+
+
+def _take_over(guest: Guest, saved: t.Mapping[str, xml.DiskSettings], timeout: float) -> None:
+    """Make the note ours.  libvirt may still be saving or restoring the guest: this waits.
+
+    Only then its state can be relied on: libvirt lets nobody change a domain meanwhile.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return guest.write_note(me(), saved=settings_text(saved))
+        except BusyError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_BUSY_PAUSE_SECONDS)
+
+
+def drop_stale_state(guest: Guest, saved: t.Mapping[str, xml.DiskSettings]) -> None:
+    """Remove the saved state of a guest that runs, if we had saved it.
+
+    libvirt removes it when it has resumed the guest.  If it was killed just then, or while it
+    was saving, the next start would resume old memory on disks that have moved on.
+    """
+    if saved and guest.has_managed_save():
+        guest.remove_managed_save()
+
+
+def resume(guest: Guest, old: t.Mapping[str, xml.DiskSettings], *, as_is: bool = True) -> None:
+    """Start a guest that was saved; with its old settings if it does not with its new ones.
+
+    :param as_is: try it as its saved state is, first.
+    :raises HypervisorError: it does not start either way; its state is kept.
+    """
+    complaints = []
+    for settings in (None, old) if as_is else (old,):
+        try:
+            if guest.is_active():
+                return
+            if settings is not None:
+                text = guest.managed_save_xml()
+                guest.define_managed_save_xml(xml.with_settings(text, settings))
+            guest.start()
+        except HypervisorError as error:
+            if guest.is_lost():
+                raise
+            complaints.append(error.message)
+        else:
+            return
+    name = guest.name
+    if not guest.has_managed_save():
+        raise HypervisorError(
+            f"Domain {name} was saved for this work, its saved state has disappeared, and it is "
+            f"off: {complaints[0]}",
+            remedy=f"Look at its log and run virsh start {name}: it boots as after a power cut.",
+        )
+    raise HypervisorError(
+        f"Domain {name} was saved for this work and cannot be restored, neither with its new "
+        f"settings nor with its old ones; it is off, and its memory is kept in libvirt's saved "
+        f"state: {' '.join(complaints)}",
+        remedy=f"Look at its log, mend what it complains of (virsh managedsave-edit {name}), and "
+        f"run virsh start {name}: it goes on where it was. Only if that memory may be lost, "
+        f"virsh start --force-boot {name} boots it as after a power cut.",
+    )
+
+
+def settings_text(settings: t.Mapping[str, xml.DiskSettings]) -> str:
+    """Settings by disk, for a note; empty if there are none."""
+    plain = {target: dataclasses.asdict(each) for target, each in settings.items()}
+    return json.dumps(plain, sort_keys=True) if plain else ""
+
+
+def parse_settings(text: str) -> dict[str, xml.DiskSettings]:
+    """What :func:`settings_text` made.
+
+    :raises HypervisorError: somebody else has written the note.
+    """
+    if not text:
+        return {}
+    try:
+        return {target: xml.DiskSettings(**each) for target, each in json.loads(text).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise HypervisorError(
+            "The note that a killed run left in the domain's metadata cannot be read: "
+            f"{text[:200]!r}.",
+            remedy=f"Start the domain by hand and remove the note (virsh metadata DOMAIN --uri "
+            f"{xml.NOTE_NAMESPACE} --remove --config).",
+        ) from error
 
 
 def _start(guest: Guest) -> None:
@@ -151,7 +290,7 @@ def _start(guest: Guest) -> None:
         ) from error
 
 
-def _me() -> str:
+def me() -> str:
     """This process and when it began: the number alone may mean another one after a reboot."""
     pid = os.getpid()
     return f"{pid} {_began(pid)}"

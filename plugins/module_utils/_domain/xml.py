@@ -80,6 +80,8 @@ class Domain:
     :param agent_connected: an agent has opened it (only in live XML).
     :param on_poweroff: what libvirt does when the guest powers off; ``destroy`` is off.
     :param restart_note: the process that has shut the guest down for its work; see ``restart``.
+    :param saved_note: JSON of the disk settings that the guest ran with when that process saved
+        it instead, empty if it did not; see ``save_restore``.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Domain:
     agent_connected: bool
     on_poweroff: str = "destroy"
     restart_note: str = ""
+    saved_note: str = ""
 
     def disk(self, target: str) -> Disk | None:
         return next((disk for disk in self.disks if disk.target == target), None)
@@ -145,6 +148,7 @@ def parse_domain(text: str) -> Domain:
         agent_connected=any(target.get("state") == "connected" for target in agent),
         on_poweroff=tree.findtext("on_poweroff") or "destroy",
         restart_note=note.get("process", "") if note is not None else "",
+        saved_note=note.get("saved", "") if note is not None else "",
     )
 
 
@@ -179,9 +183,12 @@ def without_settings(text: str) -> str:
     return t.cast(str, etree.canonicalize(_text(tree), strip_text=True))
 
 
-def note_element(process: str) -> str:
+def note_element(process: str, *, saved: str = "") -> str:
     """The element of our own for a domain's metadata, see :attr:`Domain.restart_note`."""
-    return str(etree.tostring(etree.Element("restart", process=process), encoding="unicode"))
+    element = etree.Element("restart", process=process)
+    if saved:
+        element.set("saved", saved)
+    return str(etree.tostring(element, encoding="unicode"))
 
 
 def _text(tree: t.Any) -> str:
