@@ -199,7 +199,7 @@ def _discard(domain: Domain, disk: Disk, configured: DiskSettings | None) -> Lin
             reason="discard=unmap is configured, and the running QEMU still drops the guest's "
             "discards.",
             remedy="Power the guest off and on (a reboot is not enough), or run "
-            "thinvirt.kvm.domain_discard with apply=power_cycle.",
+            "thinvirt.kvm.domain_discard with apply=save_restore or apply=power_cycle.",
         )
     return Link(
         name="discard",
