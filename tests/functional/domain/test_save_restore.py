@@ -1,0 +1,188 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""apply=save_restore against a real libvirt and QEMU, on guests that have no system and are paused.
+
+A guest that is resumed is paused again; one that was booted anew would run. So its state tells
+whether its memory was kept. Guests that work and write are in tests/live.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from xml.etree import ElementTree
+
+import pytest
+from lab import Disk, GuestSpec
+from save_lab import (
+    AFTER,
+    MOMENTS,
+    NAMESPACE,
+    arguments,
+    assert_nothing_left,
+    daemon,
+    kill_at,
+    other_setting,
+    restart_daemon,
+)
+from support import assert_explains, run_module
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def guest(lab):
+    disks = (Disk("sda", "scsi", size_bytes=MIB), Disk("vda", "virtio", size_bytes=MIB))
+    guest = lab.create(GuestSpec("f-s-r", memory_mib=64, disks=disks))
+    lab.virsh("start", guest.name, "--paused")
+    yield guest
+    guest.destroy()
+    lab.virsh("undefine", guest.name, "--managed-save")
+
+
+def run(lab, guest, **more):
+    return run_module("domain_discard", **arguments(lab, guest, **more))
+
+
+def test_check_then_run_then_again(lab, guest):
+    before = guest.xml(), guest.xml(inactive=True)
+    checked = run(lab, guest, check=True)
+    assert checked["domains"][0]["actions"] == ["configured", "saved", "restored"]
+    assert "pause_seconds" not in checked["domains"][0]
+    assert (guest.xml(), guest.xml(inactive=True)) == before
+    real = run(lab, guest)
+    assert real["diff"] == checked["diff"]
+    (entry,) = real["domains"]
+    assert entry["actions"] == checked["domains"][0]["actions"]
+    assert entry["pause_seconds"] > 0
+    assert "clock_set" not in entry  # a paused guest has no time
+    assert not entry["restart_required"]
+    assert guest.xml().count("discard='unmap'") == 2
+    assert guest.xml(inactive=True).count("discard='unmap'") == 2
+    assert guest.state() == "paused"
+    assert_nothing_left(lab, guest)
+    assert not run(lab, guest)["changed"]
+
+
+def test_what_else_is_configured_goes_on_waiting(lab, guest):
+    lab.virsh("setvcpus", guest.name, "3", "--config", "--maximum")
+    run(lab, guest)
+    assert "discard='unmap'" in guest.xml()
+    assert ">1</vcpu>" in guest.xml()
+    assert ">3</vcpu>" in guest.xml(inactive=True)
+
+
+@pytest.mark.parametrize(("call", "delay"), MOMENTS)
+def test_killed(lab, guest, call, delay):
+    given = kill_at(lab, guest, call, delay)
+    assert NAMESPACE in guest.xml(inactive=True)
+    result = run_module("domain_discard", **given)
+    assert not result["failed"], result
+    assert result["domains"][0]["actions"][0] == "recovered"
+    assert f"detect_zeroes='{given['detect_zeroes']}'" in guest.xml()
+    assert guest.state() == "paused"
+    assert_nothing_left(lab, guest)
+    assert not run_module("domain_discard", **given)["changed"]
+
+
+def test_killed_and_started_by_hand(lab, guest):
+    given = kill_at(lab, guest, "managedSaveDefineXML", AFTER)
+    assert guest.state() == "shut off"
+    lab.virsh("start", guest.name)
+    assert guest.state() == "paused"
+    result = run_module("domain_discard", **given)
+    assert result["domains"][0]["actions"] == ["recovered"]
+    assert_nothing_left(lab, guest)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.2, 0.5])
+def test_libvirtd_is_killed_meanwhile(lab, guest, delay):
+    given = arguments(lab, guest, detect_zeroes=other_setting(guest))
+    thread = restart_daemon(lab, guest, delay=delay)
+    run_module("domain_discard", **given)
+    thread.join()
+    again = run_module("domain_discard", **given)
+    assert not again["failed"], again
+    assert f"detect_zeroes='{given['detect_zeroes']}'" in guest.xml()
+    assert guest.state() == "paused"
+    assert_nothing_left(lab, guest)
+
+
+def test_a_domain_that_does_not_fit_is_refused(lab, guest):
+    """The folder is a small tmpfs in the namespace of the lab's libvirtd, and nowhere else."""
+    (libvirtd,) = daemon(lab)
+    folder = "/var/lib/libvirt/qemu/save"
+    inside = ("nsenter", "--target", str(libvirtd), "--mount")
+    subprocess.run([*inside, "mount", "-t", "tmpfs", "-o", "size=64m", "t", folder], check=True)
+    try:
+        for check in (True, False):
+            before = guest.xml(inactive=True), guest.xml()
+            wanted = arguments(lab, guest, detect_zeroes=other_setting(guest))
+            result = run_module("domain_discard", check=check, **wanted)
+            assert_explains(result, "320 MiB", folder, "64 MiB free", "nothing was changed")
+            assert not result["changed"]
+            assert (guest.xml(inactive=True), guest.xml()) == before
+    finally:
+        subprocess.run([*inside, "umount", folder], check=True)
+
+
+def assert_refused(lab, guest, *words):
+    for check in (True, False):
+        before = guest.xml(inactive=True), guest.xml()
+        result = run(lab, guest, check=check)
+        assert_explains(result, *words, "nothing was changed")
+        assert not result["changed"]
+        assert (guest.xml(inactive=True), guest.xml()) == before
+
+
+def test_a_block_job_is_refused(lab, guest):
+    lab.virsh("blockcopy", guest.name, "sda", str(lab.state / "tmp/copy.qcow2"), "--transient-job")
+    try:
+        assert_refused(lab, guest, "block job on sda")
+    finally:
+        lab.virsh("blockjob", guest.name, "sda", "--abort")
+
+
+def test_what_only_a_start_tells_the_guest_is_refused(lab, guest):
+    before = guest.xml(inactive=True)
+    result = run(lab, guest, disks=["sda"], rotation_rate=1)
+    assert_explains(result, "read by the guest when it starts", "power_cycle")
+    assert guest.xml(inactive=True) == before
+
+
+EMULATOR = """#!/bin/sh
+# Stands for a QEMU that does not take the new settings when a guest is restored.
+case "$*" in *'"detect-zeroes":"on"'*) echo "no detect-zeroes here" >&2; exit 1;; esac
+exec {} "$@"
+"""
+
+
+def test_a_failed_restore_falls_back_to_the_old_settings(lab, guest, tmp_path):
+    guest.destroy()
+    emulator = ElementTree.fromstring(guest.xml()).findtext("devices/emulator")
+    wrapper = lab.state / "tmp" / "emulator"
+    wrapper.write_text(EMULATOR.format(emulator))
+    wrapper.chmod(0o755)
+    (tmp_path / "x.xml").write_text(guest.xml(inactive=True).replace(emulator, str(wrapper)))
+    lab.virsh("define", str(tmp_path / "x.xml"))
+    lab.virsh("start", guest.name, "--paused")
+    result = run(lab, guest, detect_zeroes="on")
+    assert_explains(
+        result, "could not be restored with its new", "restored with its old ones", "no detect-ze"
+    )
+    assert result["changed"]
+    (entry,) = result["domains"]
+    assert entry["actions"] == ["configured", "saved", "restored"]
+    assert entry["restart_required"]
+    assert entry["pause_seconds"] > 0
+    assert "detect_zeroes" not in guest.xml()
+    assert guest.state() == "paused"
+    assert_nothing_left(lab, guest)
+
+    # Killed before it could fall back, the next run does.
+    given = kill_at(lab, guest, "create", 0, detect_zeroes="on")
+    result = run_module("domain_discard", **given | {"apply": "config"})
+    assert result["domains"][0]["actions"] == ["recovered"]
+    assert result["domains"][0]["restart_required"]
+    assert "detect_zeroes" not in guest.xml()
+    assert guest.state() == "paused"
+    assert_nothing_left(lab, guest)
