@@ -62,6 +62,7 @@ def guest(lab):
         guest.wait_for_agent()
         guest.run("systemctl", "stop", "serial-getty@ttyS0.service", check=False)
         guest.run("systemd-run", "--unit=writer", "python3", "-c", WRITER)
+        guest.run("sh", "-c", "until [ -s /records ]; do sleep 0.1; done")
         yield guest
     finally:
         guest.destroy()
