@@ -186,6 +186,27 @@ def test_guests_that_lie(play, tmp_path):
     assert not proof.exists()
 
 
+def test_the_playbook_that_ships(tmp_path):
+    """It configures the guests of the group, and says nothing where there is no such group."""
+    machine = Windows(NEGLECTED)
+    with serve(machine) as server:
+        inventory = {
+            "kvm_hosts": {},
+            "kvm_linux_guests": {},
+            "kvm_windows_guests": {"hosts": {"desk": server.variables()}},
+        }
+        done = run_playbook(tmp_path, "thinvirt.kvm.configure", inventory)
+        assert done.returncode == 0, done.stdout
+        assert "win_package" in machine.calls
+        machine.calls.clear()
+        inventory["others"] = inventory.pop("kvm_windows_guests")
+        done = run_playbook(tmp_path, "thinvirt.kvm.configure", inventory)
+    assert done.returncode == 0, done.stdout
+    assert machine.calls == []
+    assert "kvm_windows_guests" not in done.stderr
+    assert Run(done.stdout).stats == {}
+
+
 @pytest.fixture
 def desk(lab):
     """A domain that is off, with a raw disk of 8 MiB of data: what the host would hold."""
