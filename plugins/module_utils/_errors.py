@@ -68,6 +68,10 @@ class AgentError(ThinvirtError):
     """The guest agent is missing, dead, hung, or answered nonsense."""
 
 
+class AgentTimeoutError(AgentError):
+    """The guest agent is missing or hung, or what it was asked for takes longer than allowed."""
+
+
 class CommandError(ThinvirtError):
     """A program ended with an error, too late, or with too much output.
 

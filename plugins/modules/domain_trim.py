@@ -21,6 +21,8 @@ description:
   - An agent that is missing, dead or hung is an error of that domain only. The other guests are
     trimmed, their results are returned, and the module fails at the end.
   - Domains that are shut off are skipped.
+  - Windows reports success whatever became of its drives. Each drive that it could not trim is a
+    finding, and a domain that could trim none has failed.
 extends_documentation_fragment:
   - thinvirt.kvm.libvirt
   - thinvirt.kvm.libvirt.domains_required
@@ -63,6 +65,7 @@ options:
     description:
       - Seconds that one guest may take. It is not stopped when they are over, it is only not waited
         for.
+      - Windows takes minutes per drive, and its agent answers nothing else meanwhile.
     type: int
     default: 600
 seealso:
@@ -125,6 +128,18 @@ domains:
     reason:
       description: Why a domain was skipped.
       type: str
+    guest_os:
+      description: The system in the guest, as its agent calls it; V(null) where it does not tell.
+      type: dict
+      contains:
+        id:
+          description: V(mswindows), or the C(ID) of os-release such as V(debian).
+          type: str
+          sample: mswindows
+        name:
+          description: Its name for people.
+          type: str
+          sample: Windows Server 2022 Standard
     mounts:
       description: What the guest says. It is no proof.
       type: list
@@ -171,7 +186,9 @@ domains:
           type: int
           sample: 351272960
     findings:
-      description: Disks of this domain whose discards are dropped by the host.
+      description:
+        - Disks of this domain whose discards are dropped by the host (C(discard-ignored)), and
+          mounts that the guest could not trim (C(trim-failed-in-guest)).
       type: list
       elements: dict
     freed_bytes:

@@ -11,7 +11,12 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import AgentError
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
+    AgentError,
+    AgentTimeoutError,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._findings import Finding
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import shown
 
 #: More mounts than any sane guest has; what lies beyond is not reported.
 MAX_MOUNTS = 1_000
@@ -19,6 +24,8 @@ MAX_MOUNTS = 1_000
 MAX_TEXT = 1_000
 #: Seconds that an agent may take to say that it is there.
 PING_TIMEOUT = 10
+#: What defrag.exe ends its line with when the disk does not take discards of the volume.
+_NOT_SUPPORTED_BY_HARDWARE = "(0x8900002a)"
 
 
 class Agent(t.Protocol):
@@ -45,6 +52,21 @@ class MountTrim:
         return dataclasses.asdict(self)
 
 
+@dataclasses.dataclass(frozen=True)
+class GuestOs:
+    """The system in the guest, as it calls itself.
+
+    :param id: ``mswindows``, or what /etc/os-release says, such as ``debian``; may be empty.
+    :param name: for people, such as ``Windows Server 2022 Standard``; may be empty.
+    """
+
+    id: str
+    name: str
+
+    def result(self) -> dict[str, t.Any]:
+        return dataclasses.asdict(self)
+
+
 def parse_fstrim(answer: t.Any, name: str) -> tuple[MountTrim, ...]:
     """The answer to ``guest-fstrim``.
 
@@ -66,19 +88,78 @@ def parse_fstrim(answer: t.Any, name: str) -> tuple[MountTrim, ...]:
     )
 
 
+def parse_osinfo(answer: t.Any) -> GuestOs | None:
+    """The answer to ``guest-get-osinfo``; None if it tells nothing."""
+    told = answer if isinstance(answer, dict) else {}
+    system = GuestOs(id=_text(told.get("id")), name=_text(told.get("pretty-name")))
+    return system if system.id or system.name else None
+
+
+def trim_findings(name: str, mounts: t.Iterable[MountTrim]) -> tuple[Finding, ...]:
+    """A finding for each mount that the guest says it could not trim."""
+    return tuple(
+        Finding(
+            id="trim-failed-in-guest",
+            severity="warning",
+            reason=f"The guest could not trim {mount.path or 'a file system'}: {mount.error}",
+            remedy=_remedy(mount.error),
+            domain=name,
+        )
+        for mount in mounts
+        if mount.error
+    )
+
+
+def _remedy(error: str) -> str:
+    if _NOT_SUPPORTED_BY_HARDWARE in error.lower():
+        # virtio-win issues 1574 (32768 and 65536 were tried) and 392 (drivers of before 2019)
+        return (
+            "Update the virtio-win drivers. If that does not help (Windows 11 since the updates of "
+            "May 2026), set discard_granularity_bytes to 65536 with thinvirt.kvm.domain_discard "
+            "and power the guest off and on."
+        )
+    return "Look with thinvirt.kvm.thin_info whether its disk takes discards at all."
+
+
 def ping(guest: Agent) -> None:
     """Return if an agent answers; raise AgentError within :data:`PING_TIMEOUT` if not."""
-    guest.agent("guest-ping", {}, timeout=PING_TIMEOUT)
+    try:
+        guest.agent("guest-ping", {}, timeout=PING_TIMEOUT)
+    except AgentTimeoutError as error:
+        raise AgentTimeoutError(
+            error.message,
+            remedy="Start qemu-guest-agent in the guest, or restart it: libvirt leaves one that "
+            "sent nonsense alone until then. If an earlier trim ran out of time, the agent may "
+            "still be at it, as Windows takes minutes per drive: try again later.",
+        ) from error
+
+
+def guest_os(guest: Agent) -> GuestOs | None:
+    """Which system the guest runs; None where the agent does not tell (before 2.10)."""
+    try:
+        return parse_osinfo(guest.agent("guest-get-osinfo", {}, timeout=PING_TIMEOUT))
+    except AgentError:
+        return None
 
 
 def fstrim(guest: Agent, *, minimum_bytes: int, timeout: int) -> tuple[MountTrim, ...]:
     """Have the guest trim every mounted file system that can be trimmed.
 
+    Windows starts ``defrag.exe /L`` for one drive after the other, and reports success whatever
+    becomes of them (qga/commands-win32.c): each mount's ``error`` tells.
+
     :param minimum_bytes: smallest free extent worth a discard, 0 for all.
     :param timeout: seconds; the guest goes on trimming when they are over.
     :raises AgentError: no agent, no answer in time, or nonsense.
     """
-    answer = guest.agent("guest-fstrim", {"minimum": minimum_bytes}, timeout=timeout)
+    try:
+        answer = guest.agent("guest-fstrim", {"minimum": minimum_bytes}, timeout=timeout)
+    except AgentTimeoutError as error:
+        raise AgentTimeoutError(
+            error.message,
+            remedy="The guest goes on trimming if it has begun. Give it more time: raise timeout. "
+            "Windows takes minutes per drive.",
+        ) from error
     return parse_fstrim(answer, guest.name)
 
 
@@ -92,7 +173,8 @@ def set_time(guest: Agent, *, nanoseconds: int, timeout: int) -> None:
 
 
 def _text(value: t.Any) -> str:
-    return value[:MAX_TEXT] if isinstance(value, str) else ""
+    """On one line and printable: it goes to logs and terminals."""
+    return shown(value[:MAX_TEXT].strip()) if isinstance(value, str) else ""
 
 
 def _count(value: t.Any) -> int | None:

@@ -31,12 +31,17 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.xml import (
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     AgentError,
+    AgentTimeoutError,
     BusyError,
     HypervisorError,
     NotFoundError,
     RefusedError,
     RequirementError,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import shown
+
+#: Longest text that is quoted of an error which a guest may have worded.
+MAX_SAID = 1_000
 
 try:
     import libvirt
@@ -251,6 +256,9 @@ class Guest:
         """Ask the guest agent; its ``return`` member.
 
         :param timeout: seconds until libvirt gives up; the guest may go on working.
+        libvirt synchronises with the agent before each command (guest-sync), so an answer that
+        comes after its time was over is dropped and not taken for the next command's.
+
         :raises AgentError: no agent, no answer in time, an error, or nonsense.
         """
         request: dict[str, t.Any] = {"execute": command}
@@ -272,18 +280,20 @@ class Guest:
 
 def _agent_error(name: str, command: str, timeout: int, error: t.Any) -> AgentError:
     code = error.get_error_code()
+    # libvirt quotes what the guest wrote: on one line, printable, and not at any length
+    said = shown(" ".join(str(error).split()))[:MAX_SAID]
     # Newer releases (11.3 does) tell an agent that is too slow from one that is not there.
     timeouts = ("VIR_ERR_AGENT_UNRESPONSIVE", "VIR_ERR_AGENT_COMMAND_TIMEOUT")
     if code in [getattr(libvirt, name, None) for name in timeouts]:
-        return AgentError(
+        return AgentTimeoutError(
             f"The guest agent of domain {name} did not answer {command} within its time limit "
-            f"of {timeout} s, or is not running: {error}.",
+            f"of {timeout} s, or is not running: {said}.",
             remedy="Start qemu-guest-agent in the guest, or raise timeout if the guest is busy.",
         )
     if code == libvirt.VIR_ERR_OPERATION_INVALID:
         return AgentError(
             f"Domain {name} is paused or about to stop, so its guest agent cannot answer "
-            f"{command}: {error}.",
+            f"{command}: {said}.",
             remedy=f"Let it run on with virsh resume {name}.",
         )
     if code in (libvirt.VIR_ERR_OPERATION_UNSUPPORTED, libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED):
@@ -293,7 +303,7 @@ def _agent_error(name: str, command: str, timeout: int, error: t.Any) -> AgentEr
             "qemu-guest-agent in the guest.",
         )
     return AgentError(
-        f"The guest agent of domain {name} could not carry out {command}: {error}.",
+        f"The guest agent of domain {name} could not carry out {command}: {said}.",
         remedy="Look at qemu-guest-agent's log in the guest.",
     )
 

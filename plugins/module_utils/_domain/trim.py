@@ -15,6 +15,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection im
     Hypervisor,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
+    AgentError,
     RefusedError,
     ThinvirtError,
 )
@@ -56,6 +57,7 @@ class Outcome:
     guest: Guest
     status: str = "skipped"
     reason: str = ""
+    guest_os: agent.GuestOs | None = None
     mounts: tuple[agent.MountTrim, ...] = ()
     disks: tuple[DiskTrim, ...] = ()
     findings: tuple[Finding, ...] = ()
@@ -81,6 +83,7 @@ class Outcome:
             "uuid": self.guest.uuid,
             "status": self.status,
             "reason": self.reason,
+            "guest_os": self.guest_os.result() if self.guest_os else None,
             "mounts": [mount.result() for mount in self.mounts],
             "disks": [disk.result() for disk in self.disks],
             "findings": [finding.result() for finding in self.findings],
@@ -140,6 +143,20 @@ def refuse_useless(live: xml.Domain) -> None:
         )
 
 
+def fail_if_all_failed(name: str, mounts: t.Sequence[agent.MountTrim]) -> None:
+    """Raise AgentError if the guest could trim nothing (pure).
+
+    The agent reports success all the same; that of Windows always does.
+    """
+    findings = agent.trim_findings(name, mounts)
+    if findings and len(findings) == len(mounts):
+        more = f" It says the like of {len(mounts) - 1} more." if len(mounts) > 1 else ""
+        raise AgentError(
+            f"Domain {name} trimmed nothing. {findings[0].reason}{more}",
+            remedy=findings[0].remedy,
+        )
+
+
 def trim_all(
     hypervisor: Hypervisor,
     guests: t.Sequence[Guest],
@@ -182,11 +199,14 @@ def _trim(
         outcome.findings = dropped_discards(live)
         refuse_useless(live)
         agent.ping(guest)
+        outcome.guest_os = agent.guest_os(guest)
         paths = _paths(hypervisor, live)
         before = {target: file_usage(path).allocated_bytes for target, path in paths.items()}
         try:
             if not check_mode:
                 outcome.mounts = agent.fstrim(guest, minimum_bytes=minimum_bytes, timeout=timeout)
+                outcome.findings += agent.trim_findings(guest.name, outcome.mounts)
+                fail_if_all_failed(guest.name, outcome.mounts)
         finally:
             # a guest that ran out of time has given back what it has trimmed until then
             outcome.disks = tuple(

@@ -2,19 +2,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """domain_trim on one booted guest, and on others that have no system and no agent.
 
-Blocks are counted with stat.  Where a test needs an agent that misbehaves, a stand-in takes the
-real one's place in the guest for a while.
+Blocks are counted with stat.  Agents that misbehave, and that of Windows: test_domain_trim_agents.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import time
 from xml.etree import ElementTree
 
 import pytest
-from lab import Disk, GuestSpec, LabError
+from lab import Disk, GuestSpec
 from support import assert_explains, run_module
 
 MIB = 1 << 20
@@ -280,112 +277,3 @@ def test_domains_have_to_be_named(lab):
 def test_a_glob_without_matches(lab):
     result = trim(lab, "nobody*")
     assert (result["failed"], result["changed"], result["domains"]) == (False, False, [])
-
-
-#: An agent that knows a few commands and answers guest-fstrim as it was last told to by "be".
-STAND_IN = r"""
-import json, os, subprocess, time
-port = os.open("/dev/virtio-ports/org.qemu.guest_agent.0", os.O_RDWR)
-buffer, mode = b"", ""
-while True:
-    buffer += os.read(port, 65536)
-    line, newline, rest = buffer.partition(b"\n")
-    if not newline:
-        time.sleep(0.05)
-        continue
-    buffer = rest
-    request = json.loads(line.strip(b"\xff\r ") or b'{"execute": ""}')
-    command, arguments = request["execute"], request.get("arguments", {})
-    answer = {}
-    if command.startswith("guest-sync"):
-        answer = arguments["id"]
-    elif command == "guest-info":
-        answer = {"version": "stand-in"}
-    elif command == "be":
-        mode = arguments["mode"]
-    elif command == "guest-fstrim":
-        if mode == "work-and-hang":
-            subprocess.run(["fstrim", "/"])
-            subprocess.run(["fstrim", "/mnt"])
-        if mode.endswith("hang"):
-            continue
-        answer = json.loads(mode.replace("MINIMUM", str(arguments["minimum"])))
-    prefix = b"\xff" if command.endswith("delimited") else b""
-    os.write(port, prefix + json.dumps({"return": answer}).encode() + b"\n")
-"""
-WRITE = "import sys; open('/run/stand_in.py', 'w').write(sys.argv[1])"
-# QEMU tells libvirt of a port that is closed and opened again within a second only that it is open.
-EXCHANGE = "sleep 1; systemctl stop qemu-guest-agent; sleep 1.5; exec python3 /run/stand_in.py"
-
-
-def is_stand_in(guest):
-    with contextlib.suppress(LabError):
-        return guest.agent("guest-info", timeout=2)["version"] == "stand-in"
-    return False
-
-
-@pytest.fixture(scope="module")
-def stand_in(booted):
-    """Exchange the agent for the rest of this file; a function of how it answers guest-fstrim.
-
-    That is ``hang``, ``work-and-hang``, or JSON.  The guest has something to trim.
-    """
-    waste(booted)
-    booted.run("python3", "-c", WRITE, STAND_IN)
-    booted.run("systemd-run", "--collect", "sh", "-c", EXCHANGE)
-    deadline = time.monotonic() + 60
-    while not is_stand_in(booted):
-        assert time.monotonic() < deadline, "the agents were not exchanged"
-        time.sleep(0.5)
-    return lambda mode: booted.agent("be", mode=mode)
-
-
-def test_a_hung_agent_is_waited_for_as_long_as_asked(lab, booted, bystander, stand_in):
-    bystander("t-off", start=False)
-    stand_in("hang")
-    before = {target: blocks(booted, target) for target in WASTE_MIB}
-    begin = time.monotonic()
-    result = trim(lab, "t-*", timeout=2)
-    assert 2 <= time.monotonic() - begin < 15
-    assert_explains(result, "1 of 2 domains failed", "within its time limit of 2 s", NAME)
-    entries = by_name(result)
-    assert (entries[NAME]["status"], entries["t-off"]["status"]) == ("failed", "skipped")
-    assert "raise timeout" in entries[NAME]["error"]["msg"]
-    assert not result["changed"]
-    assert {target: blocks(booted, target) for target in WASTE_MIB} == before
-
-
-def test_what_was_freed_before_the_time_was_over_counts(lab, booted, stand_in):
-    stand_in("work-and-hang")
-    before = sum(blocks(booted, target) for target in WASTE_MIB)
-    result = trim(lab, NAME, timeout=6)
-    gained = before - sum(blocks(booted, target) for target in WASTE_MIB)
-    assert_explains(result, "did not answer guest-fstrim")
-    assert result["changed"]
-    assert result["freed_bytes"] == gained > 60 * MIB
-
-
-def test_nonsense_from_a_guest(lab, booted, stand_in):
-    for answer in ("[]", "{}", '{"paths": "/"}', '{"paths": ["/"]}', "null", '"trimmed"'):
-        stand_in(answer)
-        result = trim(lab, NAME)
-        assert_explains(result, NAME, "answered guest-fstrim with no list of paths", "Update")
-        assert not result["changed"]
-    assert booted.state() == "running"
-
-
-def test_what_a_guest_claims_is_shown_and_not_believed(lab, stand_in):
-    drive = '{"path": "C:\\\\", "error": "No"}'
-    stand_in(f'{{"paths": [{{"path": "/", "trimmed": 9999999999}}, {drive}]}}')
-    result = trim(lab, NAME)
-    assert not result["failed"]
-    assert (result["changed"], result["freed_bytes"]) == (False, 0)
-    assert by_name(result)[NAME]["mounts"] == [
-        {"path": "/", "trimmed_bytes": 9999999999, "error": ""},
-        {"path": "C:\\", "trimmed_bytes": None, "error": "No"},
-    ]
-    # and what it is told: the smallest extent that is worth a discard
-    stand_in('{"paths": [{"path": "/", "trimmed": MINIMUM}]}')
-    for given, told in (({}, 0), ({"minimum_bytes": 65536}, 65536)):
-        (mount,) = by_name(trim(lab, NAME, **given))[NAME]["mounts"]
-        assert mount["trimmed_bytes"] == told

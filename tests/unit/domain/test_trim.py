@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 
 import pytest
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import trim, xml
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.agent import MountTrim
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.trim import DiskTrim
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     AgentError,
@@ -47,6 +49,8 @@ class Guest:
 
     def agent(self, command, arguments, *, timeout):
         self.asked.append((command, dict(arguments), timeout))
+        if command == "guest-get-osinfo":
+            raise AgentError("This agent is too old to know it.")
         if command == "guest-fstrim" and self._action:
             self._action()
         return {"paths": []}
@@ -76,14 +80,18 @@ def test_the_agent_is_asked_once_and_told_the_limits(file):
     guest = Guest("a", file("a"))
     (outcome,) = trim_all(guest)
     assert outcome.status == "trimmed"
-    assert guest.asked == [("guest-ping", {}, 10), ("guest-fstrim", {"minimum": 7}, 5)]
+    assert guest.asked == [
+        ("guest-ping", {}, 10),
+        ("guest-get-osinfo", {}, 10),
+        ("guest-fstrim", {"minimum": 7}, 5),
+    ]
 
 
 def test_check_mode_only_pings(file):
     guest = Guest("a", file("a"))
     (outcome,) = trim_all(guest, check_mode=True)
     assert (outcome.status, outcome.freed_bytes) == ("would_trim", 0)
-    assert [command for command, _arguments, _timeout in guest.asked] == ["guest-ping"]
+    assert [command for command, *_others in guest.asked] == ["guest-ping", "guest-get-osinfo"]
 
 
 @pytest.mark.parametrize("check_mode", [False, True])
@@ -119,6 +127,30 @@ def test_no_more_than_asked_trim_at_the_same_time(file, parallel):
     assert [outcome.guest.name for outcome in outcomes] == [guest.name for guest in guests]
 
 
+def mount(path, error=""):
+    return MountTrim(path, None, error)
+
+
+@pytest.mark.parametrize(
+    ("mounts", "words"),
+    [
+        ([mount("C:\\", "No.")], r"trimmed nothing.*C:\\: No\.$"),
+        ([mount("C:\\", "No."), mount("D:\\", "Never.")], r"C:\\: No\. .*1 more\.$"),
+        ([mount("C:\\", "No."), mount("D:\\")], None),
+        ([mount("C:\\")], None),
+        ([], None),
+    ],
+)
+def test_a_guest_that_trimmed_nothing_has_failed(mounts, words):
+    if words is None:
+        trim.fail_if_all_failed("desk", mounts)
+    else:
+        with pytest.raises(AgentError) as caught:
+            trim.fail_if_all_failed("desk", mounts)
+        assert re.search(words, caught.value.message)
+        assert caught.value.remedy
+
+
 def fail(error):
     def action():
         raise error
@@ -143,7 +175,9 @@ def test_one_that_fails_is_alone_with_it(file):
         "c: failed. /nowhere/gone does not exist.",
         "d: failed. It is gone.",
     ]
-    assert guests[2].asked[1:] == []  # what cannot be measured is not trimmed
+    assert "guest-fstrim" not in [
+        asked[0] for asked in guests[2].asked
+    ]  # what cannot be measured is not trimmed
 
 
 def test_what_a_failed_guest_has_freed_is_measured(file):

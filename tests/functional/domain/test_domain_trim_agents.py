@@ -1,0 +1,198 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""domain_trim and agents that misbehave, and that of Windows, played by tests/agent_stand_in.py.
+
+The stand-in runs in a real Linux guest, on a real channel, and a real libvirt talks to it.  No
+Windows was at hand: what its agent answers is read from qga/commands-win32.c of QEMU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+
+import agent_stand_in
+import pytest
+from lab import Disk, GuestSpec, LabError
+from support import assert_explains, run_module
+
+MIB = 1 << 20
+NAME = "t-agent"
+WASTE_MIB = 48
+WINDOWS = {
+    "id": "mswindows",
+    "pretty-name": "Windows Server 2022 Standard",
+    "kernel-release": "20348",
+}
+NOT_SUPPORTED = (
+    "The operation requested is not supported by the hardware backing the volume. (0x8900002A)"
+)
+WRITE = "import sys; open('/run/stand_in.py', 'w').write(sys.argv[1])"
+# QEMU tells libvirt of a port that is closed and opened again within a second only that it is open.
+EXCHANGE = "sleep 1; systemctl stop qemu-guest-agent; sleep 1.5; exec python3 /run/stand_in.py"
+
+
+def wait_for_stand_in(guest):
+    deadline = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(LabError):
+            if guest.agent("guest-info", timeout=2)["version"] == "stand-in":
+                return
+        assert time.monotonic() < deadline, "the stand-in does not answer"
+        time.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+def guest(lab):
+    """A guest with something to trim, whose agent was exchanged for the stand-in."""
+    guest = lab.create(GuestSpec(NAME, disks=(Disk("sda", root=True, discard="unmap"),)))
+    try:
+        guest.start()
+        guest.wait_for_agent()
+        guest.run("dd", "if=/dev/urandom", "of=/waste", "bs=1M", f"count={WASTE_MIB}", "conv=fsync")
+        guest.run("rm", "/waste")
+        guest.run("sync")
+        guest.run("python3", "-c", WRITE, Path(agent_stand_in.__file__).read_text())
+        guest.run("systemd-run", "--collect", "sh", "-c", EXCHANGE)
+        wait_for_stand_in(guest)
+        yield guest
+    finally:
+        guest.destroy()
+        lab.virsh("undefine", NAME)
+
+
+def blocks(guest):
+    return os.stat(guest.disk("sda").path).st_blocks * 512
+
+
+def trim(lab, **arguments):
+    """The module's result, and its entry of the guest."""
+    result = run_module("domain_trim", uri=lab.uri, domains=[NAME], **arguments)
+    (entry,) = result["domains"]
+    return result, entry
+
+
+def test_a_hung_agent_is_waited_for_as_long_as_asked(lab, guest):
+    guest.agent("be", fstrim=[{}])
+    before = blocks(guest)
+    begin = time.monotonic()
+    result, entry = trim(lab, timeout=2)
+    assert 2 <= time.monotonic() - begin < 15
+    assert_explains(result, "within its time limit of 2 s", NAME, "raise timeout")
+    assert entry["status"] == "failed"
+    assert not result["changed"]
+    assert blocks(guest) == before
+
+
+def test_what_was_freed_before_the_time_was_over_counts(lab, guest):
+    guest.agent("be", fstrim=[{"trim": ["/"]}])
+    before = blocks(guest)
+    result, _entry = trim(lab, timeout=6)
+    assert_explains(result, "did not answer guest-fstrim", "goes on trimming")
+    assert result["changed"]
+    assert result["freed_bytes"] == before - blocks(guest) > (WASTE_MIB - 8) * MIB
+
+
+@pytest.mark.parametrize("answer", [[], {}, {"paths": "/"}, {"paths": ["/"]}, None, "trimmed", 1])
+def test_an_answer_without_a_list_of_paths(lab, guest, answer):
+    guest.agent("be", fstrim=[{"answer": answer}])
+    result, _entry = trim(lab)
+    assert_explains(result, NAME, "answered guest-fstrim with no list of paths", "Update")
+    assert not result["changed"]
+
+
+def test_what_a_guest_claims_is_shown_and_not_believed(lab, guest):
+    drive = {"path": "/home", "error": "No\x1b[2J", "unknown": {"field": [1]}}
+    answer = {"paths": [{"path": "/", "trimmed": 9999999999}, drive], "another": True}
+    guest.agent("be", fstrim=[{"answer": answer}])
+    result, entry = trim(lab)
+    assert not result["failed"]
+    assert (result["changed"], result["freed_bytes"]) == (False, 0)
+    assert entry["mounts"] == [
+        {"path": "/", "trimmed_bytes": 9999999999, "error": ""},
+        {"path": "/home", "trimmed_bytes": None, "error": "No\\x1b[2J"},
+    ]
+    assert entry["guest_os"] is None  # this agent does not know the command
+
+
+@pytest.mark.parametrize(("given", "told"), [({}, 0), ({"minimum_bytes": 65536}, 65536)])
+def test_what_the_guest_is_told(lab, guest, given, told):
+    guest.agent("be", fstrim=[{"answer": {"paths": [{"path": "/", "trimmed": "MINIMUM"}]}}])
+    (mount,) = trim(lab, **given)[1]["mounts"]
+    assert mount["trimmed_bytes"] == told
+
+
+def test_windows_whose_drives_are_trimmed_in_part(lab, guest):
+    """Success, no bytes, an error of one drive, and slow."""
+    paths = [{"path": "C:\\"}, {"path": "D:\\", "error": NOT_SUPPORTED}]
+    guest.agent("be", osinfo=WINDOWS, fstrim=[{"delay": 5, "answer": {"paths": paths}}])
+    result, entry = trim(lab, timeout=60)
+    assert not result["failed"]
+    assert entry["status"] == "trimmed"
+    assert entry["guest_os"] == {"id": "mswindows", "name": "Windows Server 2022 Standard"}
+    assert [mount["trimmed_bytes"] for mount in entry["mounts"]] == [None, None]
+    assert entry["seconds"] >= 5
+    (found,) = entry["findings"]
+    assert (found["id"], found["domain"]) == ("trim-failed-in-guest", NAME)
+    assert "D:\\" in found["reason"]
+    assert "discard_granularity_bytes" in found["remedy"]
+
+
+def test_windows_that_trimmed_nothing_has_failed_though_it_reports_success(lab, guest):
+    paths = [{"path": f"{drive}:\\", "error": NOT_SUPPORTED} for drive in "CDE"]
+    guest.agent("be", osinfo=WINDOWS, fstrim=[{"answer": {"paths": paths}}])
+    result, entry = trim(lab)
+    assert_explains(result, "trimmed nothing", "C:\\", "2 more", "discard_granularity_bytes")
+    assert (entry["status"], result["changed"]) == ("failed", False)
+    assert len(entry["mounts"]) == len(entry["findings"]) == 3
+    assert entry["guest_os"]["id"] == "mswindows"
+
+
+def test_an_answer_that_comes_too_late_is_not_taken_for_the_next_one(lab, guest):
+    """As when a drive takes longer than the time limit, and the playbook is run again at once."""
+    late, fresh = ({"paths": [{"path": path}]} for path in ("LATE:\\", "FRESH:\\"))
+    guest.agent("be", osinfo=WINDOWS, fstrim=[{"delay": 6, "answer": late}, {"answer": fresh}])
+    result, entry = trim(lab, timeout=2)
+    assert_explains(result, "did not answer guest-fstrim within its time limit of 2 s")
+    assert entry["mounts"] == []
+    result, entry = trim(lab)  # its ping waits until the agent has done with the first command
+    assert not result["failed"]
+    assert [mount["path"] for mount in entry["mounts"]] == ["FRESH:\\"]
+
+
+def test_an_agent_that_is_still_at_an_earlier_trim(lab, guest):
+    guest.agent("be", fstrim=[{"delay": 14, "answer": {"paths": []}}])
+    trim(lab, timeout=1)
+    result, _entry = trim(lab)
+    assert_explains(result, "guest-ping", "an earlier trim", "Start qemu-guest-agent")
+    wait_for_stand_in(guest)
+
+
+GARBAGE = {
+    "no-json": "Trimmed!",
+    "cut": '{"return": {"paths": [',
+    "bytes": "\xff\xfe\x00\x01",
+    "another-protocol": '{"result": "ok"}',
+    "an-error": '{"error": {"class": "GenericError", "desc": "It\\u001b[2J hurts"}}',
+    "deep": "[" * 2_000,
+}
+
+
+@pytest.mark.parametrize("name", GARBAGE)
+def test_garbage(lab, guest, name):
+    guest.agent("be", fstrim=[{"raw": GARBAGE[name]}, {"answer": {"paths": [{"path": "/"}]}}])
+    result, entry = trim(lab, timeout=2)
+    assert_explains(result, NAME, "guest-fstrim")
+    assert (entry["status"], entry["mounts"], result["changed"]) == ("failed", [], False)
+    assert entry["error"]["msg"].isprintable()
+    assert guest.state() == "running"
+
+    result, _entry = trim(lab)
+    if name not in ("another-protocol", "an-error"):  # these are JSON, and libvirt goes on
+        assert_explains(result, "Start qemu-guest-agent in the guest, or restart it")
+    wait_for_stand_in(guest)
+    result, entry = trim(lab)
+    assert not result["failed"]
+    assert [mount["path"] for mount in entry["mounts"]] == ["/"]
