@@ -268,14 +268,21 @@ class Guest:
             text = libvirt_qemu.qemuAgentCommand(self._domain, json.dumps(request), timeout, 0)
         except libvirt.libvirtError as error:
             raise _agent_error(self.name, command, timeout, error) from error
+        except (SystemError, UnicodeDecodeError) as error:
+            # libvirt's complaint quotes the guest, and its bindings stumble over what is no UTF-8
+            raise _nonsense(self.name, command) from error
         try:
             return json.loads(text)["return"]
         except (TypeError, ValueError, KeyError, RecursionError) as error:
-            raise AgentError(
-                f"The guest agent of domain {self.name} answered {command} with something that "
-                "is not a reply of its protocol.",
-                remedy="Update or restart qemu-guest-agent in the guest.",
-            ) from error
+            raise _nonsense(self.name, command) from error
+
+
+def _nonsense(name: str, command: str) -> AgentError:
+    return AgentError(
+        f"The guest agent of domain {name} answered {command} with something that is not a reply "
+        "of its protocol.",
+        remedy="Update or restart qemu-guest-agent in the guest.",
+    )
 
 
 def _agent_error(name: str, command: str, timeout: int, error: t.Any) -> AgentError:
