@@ -108,7 +108,7 @@ def file_system_of(path_or_fd: str | int) -> FileSystem:
 
 def _file_system_of_fd(fd: int) -> FileSystem:
     figures = os.statvfs(fd)
-    mount = _mount_of_fd(fd)
+    mount = mount_of_fd(fd)
     return FileSystem(
         mount_point=mount.mount_point,
         source=mount.source,
@@ -120,7 +120,8 @@ def _file_system_of_fd(fd: int) -> FileSystem:
     )
 
 
-def _mount_of_fd(fd: int) -> Mount:
+def mount_of_fd(fd: int) -> Mount:
+    """The mount that an open file was reached through; of ``unknown`` type in some chroots."""
     number = None
     for line in _read(f"/proc/self/fdinfo/{fd}").splitlines():
         key, _colon, value = line.partition(":")
