@@ -239,43 +239,51 @@ class _Filler:
 
     def run(self, directory: int) -> str:
         """Write zeros until something says stop; returns what did."""
+        try:
+            stopped_by = self._write(directory)
+            os.fsync(self._fds[-1])
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            with contextlib.suppress(OSError):
+                os.fsync(self._fds[-1])
+            return "full"
+        return stopped_by
+
+    def _write(self, directory: int) -> str:
         self._fds.append(_nameless_file(directory))
         in_file = flushed = 0
         while True:
-            figures = os.fstatvfs(directory)  # each time: others write too
-            size, stopped_by = zero_policy.step(
-                free_bytes=figures.f_bavail * figures.f_frsize,
-                keep_free_bytes=self._target.keep_free_bytes,
-                budget_bytes=self._budget - self.written,
-            )
-            if not stopped_by and time.monotonic() >= self._deadline:
-                stopped_by = "timeout"
+            size, stopped_by = self._next(directory)
             if stopped_by:
-                break
+                return stopped_by
             try:
                 count = os.write(self._fds[-1], self._zeros[:size])
             except OSError as error:
-                if error.errno in _FULL:
-                    stopped_by = "full"
-                    break
                 if error.errno != errno.EFBIG or not in_file:
                     raise
-                self._fds.append(_nameless_file(directory))  # as large as files can be here
+                os.fsync(self._fds[-1])
+                self._fds.append(_nameless_file(directory))  # no file can be larger here
                 in_file = flushed = 0
                 continue
             self.written += count
             in_file += count
             if in_file - flushed >= _FLUSH_BYTES:
-                _flush(self._fds[-1], flushed, in_file - flushed)
+                os.fdatasync(self._fds[-1])
+                os.posix_fadvise(self._fds[-1], flushed, 0, os.POSIX_FADV_DONTNEED)
                 flushed = in_file
                 self._report()
-        try:
-            os.fsync(self._fds[-1])
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            stopped_by = "full"
-        return stopped_by
+
+    def _next(self, directory: int) -> tuple[int, str]:
+        figures = os.fstatvfs(directory)  # each time: others write too
+        size, stopped_by = zero_policy.step(
+            free_bytes=figures.f_bavail * figures.f_frsize,
+            keep_free_bytes=self._target.keep_free_bytes,
+            budget_bytes=self._budget - self.written,
+        )
+        if not stopped_by and time.monotonic() >= self._deadline:
+            return 0, "timeout"
+        return size, stopped_by
 
     def close(self) -> None:
         """Give all of it back."""
@@ -302,11 +310,6 @@ def _nameless_file(directory: int) -> int:
         fd = os.open(NAME, flags, 0o600, dir_fd=directory)
         os.unlink(NAME, dir_fd=directory)
     return fd
-
-
-def _flush(fd: int, offset: int, length: int) -> None:
-    os.fdatasync(fd)
-    os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
 
 
 def _sync_file_system(fd: int) -> None:
