@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import dataclasses
 import errno
+import mmap
 import os
 import stat
 import time
@@ -38,10 +39,9 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import
 #: none without a name.  A process killed just then leaves it, empty, and the next run removes it.
 NAME = ".thinvirt-zero-fill"
 
-#: Zeros that are flushed together: few enough that a stop takes effect soon, and that writing them
-#: does not displace what the guest has in its cache.
-_FLUSH_BYTES = 16 * zero_policy.MIB
-_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
+#: Zeros that are flushed together, so that the disk under the guest gets them before the end.
+_FLUSH_BYTES = 64 * zero_policy.MIB
+_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REPORT_SECONDS = 10
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -234,7 +234,10 @@ class _Filler:
         self._deadline = deadline
         self._say = say
         self._fds: list[int] = []
-        self._zeros = memoryview(bytes(zero_policy.STEP_BYTES))
+        # Around the guest's cache: what it has there stays, a stop takes effect at once, and XFS
+        # does not allocate far ahead, which would undercut the reserve.
+        self._direct = os.O_DIRECT
+        self._zeros = memoryview(mmap.mmap(-1, zero_policy.STEP_BYTES))  # aligned, as that needs
         self._reported = time.monotonic()
 
     def run(self, directory: int) -> str:
@@ -251,7 +254,7 @@ class _Filler:
         return stopped_by
 
     def _write(self, directory: int) -> str:
-        self._fds.append(_nameless_file(directory))
+        self._open(directory)
         in_file = flushed = 0
         while True:
             size, stopped_by = self._next(directory)
@@ -260,19 +263,29 @@ class _Filler:
             try:
                 count = os.write(self._fds[-1], self._zeros[:size])
             except OSError as error:
-                if error.errno != errno.EFBIG or not in_file:
+                if error.errno == errno.EINVAL and self._direct:
+                    self._direct = 0  # not with this file system, or not with this size
+                elif error.errno != errno.EFBIG or not in_file:
                     raise
                 os.fsync(self._fds[-1])
-                self._fds.append(_nameless_file(directory))  # no file can be larger here
+                self._open(directory)  # also if no file can be larger here
                 in_file = flushed = 0
                 continue
             self.written += count
             in_file += count
             if in_file - flushed >= _FLUSH_BYTES:
                 os.fdatasync(self._fds[-1])
-                os.posix_fadvise(self._fds[-1], flushed, 0, os.POSIX_FADV_DONTNEED)
                 flushed = in_file
                 self._report()
+
+    def _open(self, directory: int) -> None:
+        try:
+            self._fds.append(_nameless_file(directory, self._direct))
+        except OSError as error:
+            if error.errno != errno.EINVAL or not self._direct:
+                raise
+            self._direct = 0
+            self._fds.append(_nameless_file(directory, 0))
 
     def _next(self, directory: int) -> tuple[int, str]:
         figures = os.fstatvfs(directory)  # each time: others write too
@@ -286,9 +299,12 @@ class _Filler:
         return size, stopped_by
 
     def close(self) -> None:
-        """Give all of it back."""
+        """Give all of it back now; XFS frees a file that is only closed some time later."""
         while self._fds:
-            os.close(self._fds.pop())
+            fd = self._fds.pop()
+            with contextlib.suppress(OSError):
+                os.ftruncate(fd, 0)
+            os.close(fd)
 
     def _report(self) -> None:
         if time.monotonic() - self._reported >= _REPORT_SECONDS:
@@ -297,8 +313,8 @@ class _Filler:
             self._say(f"{self._target.path}: {self.written} of {planned} bytes of zeros")
 
 
-def _nameless_file(directory: int) -> int:
-    flags = os.O_WRONLY | os.O_CLOEXEC
+def _nameless_file(directory: int, flags: int) -> int:
+    flags |= os.O_WRONLY | os.O_CLOEXEC
     try:
         # With O_EXCL nobody can give it a name later.
         return os.open(".", flags | os.O_TMPFILE | os.O_EXCL, 0o600, dir_fd=directory)

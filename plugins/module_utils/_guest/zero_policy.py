@@ -31,6 +31,8 @@ RESERVE_BYTES = 256 * MIB
 
 #: What one write takes at most. Free space and limits are looked at before each.
 STEP_BYTES = 4 * MIB
+#: Written past the cache, lengths are multiples of this.
+_BLOCK_BYTES = 4096
 #: Room for what the file system itself needs to keep account of a step.
 SLACK_BYTES = MIB
 
@@ -107,9 +109,10 @@ def planned(*, free_bytes: int, keep_free_bytes: int, budget_bytes: int) -> int:
 
 def step(*, free_bytes: int, keep_free_bytes: int, budget_bytes: int) -> tuple[int, str]:
     """How many bytes to write next; if none, why: ``budget`` or ``reserve``."""
-    if budget_bytes <= 0:
+    if budget_bytes < _BLOCK_BYTES:
         return 0, "budget"
     room = free_bytes - keep_free_bytes - SLACK_BYTES
-    if room <= 0:
+    if room < _BLOCK_BYTES:
         return 0, "reserve"
-    return min(STEP_BYTES, budget_bytes, room), ""
+    size = min(STEP_BYTES, budget_bytes, room)
+    return size - size % _BLOCK_BYTES, ""

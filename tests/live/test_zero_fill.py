@@ -1,0 +1,302 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The role zero_fill on a real guest, and what the host's images did meanwhile, by stat.
+
+The guest has no network and is reached through its agent. Its disks are throttled where something
+has to happen while it fills.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from lab import Disk, GuestSpec, LabError
+
+MIB = 1 << 20
+GIB = 1 << 30
+SLOW_BYTES_PER_SECOND = 16 * MIB
+WASTE = """
+import os
+block = os.urandom(1 << 20)
+with open("/thin/waste", "wb") as file:
+    for _ in range(300):
+        file.write(block)
+    os.fsync(file.fileno())
+os.unlink("/thin/waste")
+os.sync()
+"""
+PLAY = """
+- hosts: kvm_linux_guests
+  gather_facts: false
+  roles: [thinvirt.kvm.zero_fill]
+  tasks:
+    - ansible.builtin.copy:
+        content: "{{ zero_fill_result | to_json }}"
+        dest: "{{ lookup('env', 'ZERO_FILL_RESULT') }}"
+      delegate_to: hypervisor
+"""
+SECOND = """
+- hosts: kvm_linux_guests
+  gather_facts: false
+  tasks:
+    - thinvirt.kvm.zero_free_space:
+        paths: [/]
+        max_bytes: 1000000
+"""
+
+
+class World:
+    """The guest, and Ansible as its administrator."""
+
+    def __init__(self, lab, guest, folder: Path) -> None:
+        self.lab, self.guest, self.folder = lab, guest, folder
+        self.thin, self.thick = guest.disk("sdb").path, guest.disk("sdc").path
+        hypervisor = {
+            "ansible_connection": "local",
+            "ansible_python_interpreter": "/usr/bin/python3",
+            "ansible_remote_tmp": str(folder / "ansible-tmp"),
+        }
+        member = {
+            "ansible_connection": "community.libvirt.libvirt_qemu",
+            "ansible_libvirt_uri": lab.uri,
+            "ansible_host": guest.name,
+            "ansible_python_interpreter": "/usr/bin/python3",
+            "kvm_domain": guest.name,
+            "kvm_host": "hypervisor",
+        }
+        inventory = {
+            "kvm_hosts": {"hosts": {"hypervisor": hypervisor}},
+            "kvm_linux_guests": {"hosts": {"member": member}},
+        }
+        (folder / "inventory.json").write_text(json.dumps(inventory))
+
+    def start(self, play: str = PLAY, *options: str, **variables) -> subprocess.Popen[str]:
+        (self.folder / "play.yml").write_text(play)
+        self.result_file.unlink(missing_ok=True)
+        given = {"zero_fill_uri": self.lab.uri} | {
+            f"zero_fill_{name}": value for name, value in variables.items()
+        }
+        argv = ["ansible-playbook", "-i", "inventory.json", "-e", json.dumps(given), *options]
+        return subprocess.Popen(
+            [*argv, "play.yml"],
+            cwd=self.folder,
+            env=os.environ | {"ANSIBLE_NOCOLOR": "1", "ZERO_FILL_RESULT": str(self.result_file)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *options: str, ok: bool = True, **variables) -> str:
+        return ended(self.start(PLAY, *options, **variables), ok=ok)
+
+    @property
+    def result_file(self) -> Path:
+        return self.folder / "result.json"
+
+    @property
+    def result(self) -> dict:
+        return json.loads(self.result_file.read_text())
+
+    def free(self, path: str) -> int:
+        """What is free in the guest, in bytes."""
+        self.guest.run("sync", "-f", path)
+        return int(self.guest.run("df", "-B1", "--output=avail", path).stdout.split()[1])
+
+    @contextlib.contextmanager
+    def slow(self):
+        """The thick disk takes no more than 16 MiB in a second."""
+        tune = ("blkdeviotune", self.guest.name, "sdc", "--live", "--total-bytes-sec")
+        self.lab.virsh(*tune, str(SLOW_BYTES_PER_SECOND))
+        try:
+            yield
+        finally:
+            self.lab.virsh(*tune, "0")
+
+
+def ended(process: subprocess.Popen[str], *, ok: bool = True) -> str:
+    try:
+        output = process.communicate(timeout=300)[0]
+    finally:
+        process.kill()
+    assert (process.returncode == 0) is ok, output
+    return " ".join(output.split())  # messages are wrapped
+
+
+def allocated(path: Path) -> int:
+    return path.stat().st_blocks * 512
+
+
+def wait_for(what, *, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def highest(path: Path):
+    """A list whose one item is the most that a file ever occupied."""
+    peak, over = [allocated(path)], threading.Event()
+
+    def sample() -> None:
+        while not over.wait(0.02):
+            peak[0] = max(peak[0], allocated(path))
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        sampler.join()
+
+
+@pytest.fixture(scope="module")
+def world(lab, tmp_path_factory):
+    thin = Disk("sdb", serial="thin", discard="unmap", detect_zeroes="unmap")
+    guest = lab.create(
+        GuestSpec("zeros", disks=(Disk("sda", root=True), thin, Disk("sdc", serial="thick")))
+    )
+    guest.start()
+    try:
+        guest.wait_for_agent()
+        for name, kind in (("thin", "ext4"), ("thick", "xfs")):
+            script = "mkdir /$0; mkfs.$1 -q /dev/disk/by-id/*_$0; mount /dev/disk/by-id/*_$0 /$0"
+            guest.run("sh", "-ec", script, name, kind)
+        yield World(lab, guest, tmp_path_factory.mktemp("zeros"))
+    finally:
+        guest.destroy()
+        lab.virsh("undefine", guest.name)
+
+
+def test_with_detect_zeroes_the_host_shrinks_and_never_grows(world):
+    world.guest.run("python3", "-c", WASTE, timeout=120)
+    start, free = allocated(world.thin), world.free("/thin")
+    assert start > 300 * MIB
+    with highest(world.thin) as peak:
+        output = world.run(paths=["/thin"], disks=["sdb"], keep_free_bytes=16 * MIB)
+    after = allocated(world.thin)
+    assert peak[0] <= start * 1.05, output
+    assert after < start - 250 * MIB
+    assert world.free("/thin") == free
+    result = world.result
+    assert result["written_bytes"] > free - 32 * MIB
+    assert not result["stopped_for_host"]
+    assert abs(result["allocated_before_bytes"] - start) < MIB
+    assert result["allocated_before_bytes"] <= result["allocated_peak_bytes"] <= peak[0] + MIB
+    assert abs(result["allocated_after_bytes"] - after) < MIB
+
+
+def test_without_it_consent_is_needed(world):
+    start = allocated(world.thick)
+    output = world.run(paths=["/thick"], disks=["sdc"], ok=False)
+    assert "zero_fill_accept_growth" in output
+    assert "Nothing was written" in output
+    assert allocated(world.thick) - start < MIB
+
+
+def test_check_mode_writes_nothing(world):
+    start = allocated(world.thick)
+    output = world.run("--check", paths=["/thick"], disks=["sdc"], accept_growth=True)
+    assert "changed=1" in output
+    assert allocated(world.thick) - start < MIB
+
+
+def test_the_budget_is_respected_as_the_host_sees_it(world):
+    start, free = allocated(world.thick), world.free("/thick")
+    with highest(world.thick) as peak:
+        world.run(paths=["/thick"], disks=["sdc"], accept_growth=True, max_bytes=128 * MIB)
+    assert 120 * MIB < peak[0] - start < 136 * MIB
+    assert world.result["written_bytes"] == 128 * MIB
+    assert world.result["file_systems"][0]["stopped_by"] == "budget"
+    assert abs(world.result["allocated_peak_bytes"] - peak[0]) < MIB
+    assert world.free("/thick") == free
+
+
+def test_a_second_filler_is_refused_and_a_killed_one_leaves_nothing(world):
+    free = world.free("/thick")
+    start = allocated(world.thick)
+    with world.slow():
+        first = world.start(paths=["/thick"], disks=["sdc"], accept_growth=True)
+        wait_for(lambda: grown_or_ended(world, first, start + 160 * MIB))
+        refusal = ended(world.start(SECOND), ok=False)
+        pid = re.search(r"Process (\d+) is filling file systems of this guest already", refusal)[1]
+        world.guest.run("sh", "-c", f"kill -9 {pid}")
+        output = ended(first, ok=False)
+    assert "member did not fill to the end" in output
+    wait_for(lambda: world.free("/thick") == free, seconds=20)
+    assert world.guest.run("ls", "-A", "/thick").stdout == ""
+
+
+def grown_or_ended(world: World, play: subprocess.Popen[str], size: int) -> bool:
+    assert play.poll() is None, play.communicate()[0]
+    return allocated(world.thick) > size
+
+
+def test_the_role_stops_before_the_host_is_full(world, tmp_path):
+    """Somebody else takes 5 GiB of the host while the guest fills."""
+    world.guest.run("sh", "-c", "fstrim /thick || true")
+    statvfs = os.statvfs(world.thick)
+    keep = statvfs.f_bavail * statvfs.f_frsize - 4 * GIB
+    other = world.thick.with_name("other")
+    root = allocated(world.guest.disk("sda").path)
+    with world.slow():
+        play = world.start(
+            paths=["/"], disks=["sd?"], accept_growth=True, host_min_free_bytes=keep, timeout=600
+        )
+        try:
+            wait_for(lambda: fills(world, play, root))
+            with open(other, "wb") as file:
+                os.posix_fallocate(file.fileno(), 0, 5 * GIB)
+            output = ended(play, ok=False)
+        finally:
+            other.unlink(missing_ok=True)
+    assert "member was stopped, as hypervisor had less than" in output
+    # It was long before its end: 9 GiB were free, and almost 4 in the budget.
+    assert allocated(world.guest.disk("sda").path) - root < 3 * GIB
+    assert_no_filler(world)
+
+
+def fills(world: World, play: subprocess.Popen[str], start: int) -> bool:
+    assert play.poll() is None, play.communicate()[0]
+    return allocated(world.guest.disk("sda").path) > start + 64 * MIB
+
+
+def assert_no_filler(world: World) -> None:
+    """By a tool of the guest's own: nobody holds the lock."""
+    world.guest.run("flock", "-n", "/run/thinvirt-zero-fill.lock", "true")
+
+
+def test_an_agent_that_dies_takes_the_filler_with_it(world):
+    free = world.free("/thick")
+    start = allocated(world.thick)
+    with world.slow():
+        play = world.start(paths=["/thick"], disks=["sdc"], accept_growth=True)
+        wait_for(lambda: fills_at_all(world, play))
+        back = ("systemd-run", "--on-active=25", "systemctl", "start", "qemu-guest-agent")
+        world.guest.run(*back)
+        with contextlib.suppress(LabError):
+            world.guest.run("systemctl", "stop", "qemu-guest-agent", timeout=10)
+        output = ended(play, ok=False)
+    assert allocated(world.thick) >= start
+    assert "member did not fill to the end" in output
+    world.guest.wait_for_agent()
+    assert_no_filler(world)
+    wait_for(lambda: world.free("/thick") == free, seconds=20)
+
+
+def fills_at_all(world: World, play: subprocess.Popen[str]) -> bool:
+    assert play.poll() is None, play.communicate()[0]
+    locked = world.guest.run(
+        "flock", "-n", "/run/thinvirt-zero-fill.lock", "true", check=False, timeout=10
+    )
+    return locked.rc != 0
