@@ -123,7 +123,7 @@ def secrets(image: Path) -> int:
 def test_what_was_deleted_is_gone_from_the_image(mounted):
     point, image = mounted
     with open(point / "secret", "wb") as file:
-        file.writelines((SECRET + b"\n").ljust(4096, b"x") * 256 for _ in range(100))
+        file.writelines((SECRET + b"\n").ljust(4096, b"x") * 256 for block in range(100))
         os.fsync(file.fileno())
     os.unlink(point / "secret")
     (point / "kept").write_bytes(SECRET + b"\n")
