@@ -387,3 +387,24 @@ def test_btrfs_is_refused_unless_forced(tmp_path):
     with file_system(tmp_path, "btrfs", "mkfs.btrfs", "-q") as (point, _image):
         assert_explains(fill(point), "compresses zeros", "force=true")
         assert fill(point, force=True, max_bytes=32 * MIB)["written_bytes"] == 32 * MIB
+
+
+def test_a_file_system_that_says_it_knows_no_nameless_files(ext4, tmp_path):
+    """What vfat says, injected by strace; the name lives for one system call and has no bytes."""
+    log = tmp_path / "log"
+    prefix = ["strace", "-y", "-o", log, "-P", str(ext4), "-e", "trace=openat,unlinkat,write"]
+    given = {"paths": [str(ext4)], "max_bytes": 8 * MIB, "keep_free_bytes": 0}
+    assert not run_module("zero_free_space", prefix=prefix, **given)["failed"]
+    opened = [line for line in log.read_text().splitlines() if line.startswith("openat")]
+    (number,) = [n for n, line in enumerate(opened, 1) if "O_TMPFILE" in line]
+    prefix += ["-e", f"inject=openat:error=EOPNOTSUPP:when={number}"]
+    before = synced_free(ext4)
+    result = run_module("zero_free_space", prefix=prefix, **given)
+    assert result["written_bytes"] == 8 * MIB
+    calls = log.read_text().splitlines()
+    (made,) = [n for n, line in enumerate(calls) if LEFTOVER in line and "O_EXCL" in line]
+    assert "INJECTED" in calls[made - 1]
+    assert calls[made + 1].startswith("unlinkat(")
+    assert LEFTOVER in calls[made + 1]
+    assert LEFTOVER not in os.listdir(ext4)
+    assert synced_free(ext4) == before
