@@ -11,9 +11,11 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import errno
+import functools
 import os
 import secrets
 import stat
+import typing as t
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
 
@@ -96,18 +98,22 @@ def _probe(fd: int, directory: str) -> PunchProbe:
 def punch_hole(fd: int, *, offset: int, length: int) -> None:
     """Free a range of a file open for writing, in bytes; its length stays, it reads as zeros.
 
-    Python's ``os`` knows only ``posix_fallocate``, hence ctypes.
-
     :raises OSError: EOPNOTSUPP where the file system can't.
     """
+    if _fallocate()(fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+@functools.cache
+def _fallocate() -> t.Callable[..., int]:
+    """fallocate(2): Python's ``os`` knows only ``posix_fallocate``, hence ctypes."""
     libc = ctypes.CDLL(None, use_errno=True)
     # glibc: off_t is 64 bits only in fallocate64 on 32-bit machines; musl has just the one.
     fallocate = getattr(libc, "fallocate64", None) or libc.fallocate
     fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
     fallocate.restype = ctypes.c_int
-    if fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    return t.cast("t.Callable[..., int]", fallocate)
 
 
 def can_discard(device: str, *, sysfs: str = "/sys") -> PunchProbe:

@@ -23,7 +23,7 @@ BLOCK = zeros.BLOCK_BYTES
 def small_chunks(monkeypatch):
     """Several chunks in a small file."""
     monkeypatch.setattr(zeros, "CHUNK_BYTES", 4 * BLOCK)
-    monkeypatch.setattr(zeros, "_ZERO_CHUNK", bytes(4 * BLOCK))
+    monkeypatch.setattr(zeros, "LONGEST_BYTES", 16 * BLOCK)
 
 
 @pytest.fixture
@@ -102,6 +102,60 @@ def test_holes_are_no_zeros(file):
     os.ftruncate(file, 300 * BLOCK)
     os.fsync(file)
     assert list(zeros.zero_runs(file)) == [(200 * BLOCK, BLOCK)]
+
+
+@pytest.mark.parametrize(
+    ("layout", "expected"),
+    [
+        ("x..", [(1, 2)]),
+        ("xx...x", [(2, 3)]),  # over the end of a chunk of four blocks
+        ("xxx......x", [(3, 4), (7, 2)]),  # longer than a chunk: read as a whole each
+        ("." * 4 * 12, [(0, 4), (4, 8), (12, 16), (28, 16), (44, 4)]),
+        ("x...x...x...x", [(1, 3), (5, 3), (9, 3)]),
+        ("x." * 8, [(n, 1) for n in range(1, 16, 2)]),
+    ],
+)
+@pytest.mark.usefixtures("small_chunks")
+def test_zeros_that_touch_are_few_runs(file, monkeypatch, layout, expected):
+    """A hole takes its time whatever its length; yet each was read just now, in one piece."""
+    os.write(file, b"".join({"x": b"x", ".": b"\0"}[kind] * BLOCK for kind in layout))
+    os.fsync(file)
+    reads = []
+    real = zeros._read
+
+    def read(fd, buffer, *, offset, length):
+        reads.append((offset, length))
+        return real(fd, buffer, offset=offset, length=length)
+
+    monkeypatch.setattr(zeros, "_read", read)
+    found = []
+    for offset, length in zeros.zero_runs(file):
+        found.append((offset // BLOCK, length // BLOCK))
+        assert reads[-1][0] <= offset
+        assert offset + length <= sum(reads[-1])
+        assert length <= zeros.LONGEST_BYTES
+    assert found == expected
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.usefixtures("small_chunks")
+def test_what_is_written_meanwhile_is_kept(file, monkeypatch, seed):
+    """By somebody who heeds no locks, at any block, between one piece that is read and the next."""
+    chance = random.Random(seed)  # noqa: S311
+    expected = bytearray(100 * BLOCK)
+    os.write(file, expected)
+    os.fsync(file)
+    real = zeros._read
+
+    def read(fd, buffer, *, offset, length):
+        at = chance.randrange(100) * BLOCK
+        os.pwrite(fd, b"new", at)
+        expected[at : at + 3] = b"new"
+        return real(fd, buffer, offset=offset, length=length)
+
+    monkeypatch.setattr(zeros, "_read", read)
+    zeros.dig_holes(file, at_least=1)
+    assert os.pread(file, 100 * BLOCK, 0) == expected
 
 
 @pytest.mark.parametrize("data", [b"", b"\0", b"\0" * (BLOCK + 1), b"x", b"x" + bytes(BLOCK)])
