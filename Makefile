@@ -36,10 +36,10 @@ test: setup-test ## everything: static checks, then unit, functional and live te
 	@echo "==> Functional, live and unit tests (about 18 min without KVM)"
 	@$(RUN) pytest tests $(ARGS) </dev/null
 
-bench: setup-test ## time the modules against the bare tools (about 5 min)
+bench: setup-test ## time the modules against the bare tools (about 10 min)
 	@$(RUN) python -m bench </dev/null
 
-storm: setup-test ## kill image_compact at some 300 moments and look what is left (about 9 min)
+storm: setup-test ## kill image_compact and image_convert at some 330 moments; what is left? (about 12 min)
 	@$(RUN) THINVIRT_STORM=full pytest -s -m storm tests/functional $(ARGS) </dev/null
 
 static: lint types sanity

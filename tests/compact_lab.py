@@ -154,25 +154,25 @@ def raw_image(path: Path, *, data_mib: int = 16, zeros_mib: int = 24, tail: int 
     return path
 
 
-def start(
-    *paths: object,
-    module: str = "image_compact",
-    prefix: t.Sequence[str] = (),
-    **parameters: t.Any,
+def start(*paths: object, prefix: t.Sequence[str] = (), **parameters: t.Any) -> subprocess.Popen:
+    """Start the module and do not wait for it; its answer is on its standard output."""
+    given = {"uri": "", "min_free_bytes": 0, "paths": list(map(str, paths)), **parameters}
+    return start_module("image_compact", prefix=prefix, **given)
+
+
+def start_module(
+    name: str, *, prefix: t.Sequence[str] = (), **arguments: t.Any
 ) -> subprocess.Popen:
-    """Start a module and do not wait for it; its answer is on its standard output."""
-    given = {"uri": "", "min_free_bytes": 0, **parameters}
-    if paths:
-        given["paths"] = list(map(str, paths))
+    """Start any module, as :func:`start` does."""
     process = subprocess.Popen(
-        [*prefix, sys.executable, "-c", _RUN, module],
+        [*prefix, sys.executable, "-c", _RUN, name],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     assert process.stdin is not None
-    process.stdin.write(json.dumps(given))
+    process.stdin.write(json.dumps(arguments))
     process.stdin.close()
     process.stdin = None
     return process

@@ -41,6 +41,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LIVE not in item.path.parents)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """End with what the kill storms have hit."""
+    reports = [report for group in terminalreporter.stats.values() for report in group]
+    lines = [
+        str(value)
+        for report in reports
+        if getattr(report, "when", "") == "call"
+        for name, value in report.user_properties
+        if name == "storm"
+    ]
+    if lines:
+        terminalreporter.section("kill storms")
+        terminalreporter.write("\n".join([*lines, ""]))
+
+
 @pytest.fixture(scope="session")
 def collections_path() -> Path:
     """The folder that holds ``ansible_collections``, this checkout among them."""

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from compact_lab import answer, start
+from compact_lab import answer, start_module
 from image_lab import qemu_io, run
 from lab import Disk, GuestSpec
 from support import assert_explains, run_module
@@ -338,7 +338,7 @@ def hold(process, number: int) -> set[int]:
 @contextlib.contextmanager
 def rewriting(lab, names, **arguments):
     given = {"uri": lab.uri, "domains": names, "method": "rewrite", "min_free_bytes": 0}
-    process = start(module="domain_compact", **given, **arguments)
+    process = start_module("domain_compact", **given, **arguments)
     try:
         yield process
     finally:

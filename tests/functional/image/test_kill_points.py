@@ -77,7 +77,7 @@ def assert_in_order(calls: list[str], kind: str) -> None:
 
 @pytest.mark.storm
 @pytest.mark.parametrize("kind", KINDS)
-def test_killed_at_each_system_call(tmp_path, kind):
+def test_killed_at_each_system_call(tmp_path, kind, record_property):
     parameters = KINDS[kind]
     pristine, pool = image(tmp_path / "pristine", data_mib=4, zeros_mib=8), tmp_path / "pool"
 
@@ -117,6 +117,7 @@ def test_killed_at_each_system_call(tmp_path, kind):
         assert all(sha256(pool / name) == sha256(pristine) for name in kept), where
         assert not entry_of(path, **parameters)["changed"], where
     assert new_image
+    record_property("storm", f"{kind}: killed before each of {len(all_points)} system calls")
 
 
 @pytest.mark.storm
