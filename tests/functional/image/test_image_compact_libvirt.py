@@ -31,6 +31,7 @@ from compact_lab import (
     refused,
     sha256,
     start,
+    start_module,
     state,
     wait_for,
 )
@@ -228,16 +229,50 @@ def test_it_cannot_start_while_a_copy_is_made_and_starts_afterwards(lab, define,
     process = start(path, uri=lab.uri, method="rewrite")
     child = child_of(process, stage)
     os.kill(child, signal.SIGSTOP)
-    # libvirt quotes QEMU, unless that has ended before libvirt could speak to it.
-    with pytest.raises(LabError, match=r'Failed to get "write" lock|connect to monitor socket'):
-        lab.virsh("start", guest.name, "--paused")
-    assert guest.state() == "shut off"
+    refuse_to_start(lab, guest)
     os.kill(child, signal.SIGCONT)
     assert answer(process)["images"][0]["method"] == "rewrite"
     lab.virsh("start", guest.name, "--paused")
     assert qemu_has(path)
     guest.destroy()
     assert_same(path, tmp_path / "pristine")
+
+
+def refuse_to_start(lab, guest) -> None:
+    """QEMU does not get its lock; libvirt quotes it, unless it ends before libvirt could ask."""
+    with pytest.raises(LabError, match=r'Failed to get "write" lock|connect to monitor socket'):
+        lab.virsh("start", guest.name, "--paused")
+    assert guest.state() == "shut off"
+
+
+def test_it_cannot_start_while_holes_are_dug(lab, define, tmp_path):
+    path = image(tmp_path / "x.qcow2")
+    shutil.copy(path, tmp_path / "pristine")
+    guest = define(path)
+    prefix = ("strace", "-qq", "-o", "/dev/null", "-e", "trace=fallocate")
+    prefix += ("-e", "inject=fallocate:delay_enter=5000000:when=1")
+    process = start(path, uri=lab.uri, method="punch", prefix=prefix)
+    wait_for(lambda: leftovers(tmp_path) or process.poll() is not None)
+    refuse_to_start(lab, guest)
+    assert process.poll() is None
+    assert answer(process)["images"][0]["method"] == "punch"
+    lab.virsh("start", guest.name, "--paused")
+    guest.destroy()
+    assert_same(path, tmp_path / "pristine")
+
+
+@pytest.mark.parametrize("stage", ["check", "convert", "compare"])
+def test_it_cannot_start_while_it_is_copied_elsewhere(lab, define, tmp_path, stage):
+    path, copy = image(tmp_path / "x.qcow2"), tmp_path / "copy.qcow2"
+    guest = define(path)
+    process = start_module("image_convert", src=str(path), dest=str(copy), min_free_bytes=0)
+    child = child_of(process, stage)
+    os.kill(child, signal.SIGSTOP)
+    refuse_to_start(lab, guest)
+    os.kill(child, signal.SIGCONT)
+    assert answer(process)["changed"]
+    assert_same(path, copy)
+    lab.virsh("start", guest.name, "--paused")
 
 
 @pytest.mark.parametrize(
@@ -277,7 +312,7 @@ def test_it_starts_around_the_swap(lab, define, tmp_path, call, side):
 
 @pytest.mark.storm
 @pytest.mark.parametrize("method", ["rewrite", "punch"])
-def test_a_race_without_end(lab, define, tmp_path, method):
+def test_a_race_without_end(lab, define, tmp_path, method, record_property):
     """It is started and stopped all the time; never do both go on with the image."""
     path = image(tmp_path / "x.qcow2", data_mib=32, zeros_mib=64)
     shutil.copy(path, tmp_path / "pristine")
@@ -315,7 +350,8 @@ def test_a_race_without_end(lab, define, tmp_path, method):
         racer.join()
     assert wrong == []
     assert set(outcomes) <= {"refused", "done"}
-    print(f"the domain: {seen}, the image: {outcomes}")
+    said = f"a domain started {seen['started']} times, and could not {seen['failed']} times"
+    record_property("storm", f"race with {method}, {outcomes.count('done')} runs done: {said}")
     guest.destroy()
     assert_same(path, tmp_path / "pristine")
     lab.virsh("start", guest.name, "--paused")
