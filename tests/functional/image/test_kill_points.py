@@ -22,9 +22,11 @@ from compact_lab import (
     leftovers,
     sha256,
     start,
+    start_module,
     users_of,
     wait_for,
 )
+from support import run_module
 
 FULL = os.environ.get("THINVIRT_STORM") == "full"
 CALLS = (
@@ -34,16 +36,18 @@ CALLS = (
 _CALL = re.compile(r"^([a-z0-9]+)\((.*)\) += ")
 
 
+TRACE = ("strace", "-qq", "-s", "400", "-e", f"trace={','.join(CALLS)}")
+
+
 def traced(path: Path, log: Path, *more: str, **parameters) -> subprocess.Popen:
-    prefix = ("strace", "-qq", "-s", "400", "-o", str(log), "-e", f"trace={','.join(CALLS)}")
-    return start(path, prefix=(*prefix, *more), **parameters)
+    return start(path, prefix=(*TRACE, "-o", str(log), *more), **parameters)
 
 
-def points(log: Path) -> list[tuple[str, int, str]]:
-    """(call, how manieth of its kind, arguments), in order, from the journal's first word on.
+Point = tuple[str, int, str]
 
-    In a short run only from the swap on: what comes before changes nothing but a copy.
-    """
+
+def points(log: Path) -> list[Point]:
+    """(call, how manieth of its kind, arguments), in order, from the journal's first word on."""
     counts: dict[str, int] = {}
     found = []
     for line in log.read_text().splitlines():
@@ -53,11 +57,22 @@ def points(log: Path) -> list[tuple[str, int, str]]:
         call, arguments = match.groups()
         counts[call] = counts.get(call, 0) + 1
         found.append((call, counts[call], arguments))
-    words = r"\"stage\": \"swap\"" if not FULL else r"\"operation\": "
-    words = words.replace('"', r"\"").replace(r"\\", "\\")
-    first = next(i for i, (_call, _n, text) in enumerate(found) if words in text)
     # What it prints in the end is no file.
-    return [point for point in found[first:] if not point[2].startswith("1,")]
+    return [point for point in _from(found, "operation") if not point[2].startswith("1,")]
+
+
+def _from(found: list[Point], word: str) -> list[Point]:
+    word = rf"\"{word}\""
+    return found[next(i for i, (_call, _n, text) in enumerate(found) if word in text) :]
+
+
+def to_kill_at(found: list[Point]) -> list[Point]:
+    """In a short run only from the swap on: what comes before changes nothing but a copy."""
+    return found if FULL else _from(found, r"stage\": \"swap")
+
+
+def calls_of(found: list[Point]) -> str:
+    return " ".join(call for call, _number, _text in found)
 
 
 KINDS = {
@@ -66,13 +81,17 @@ KINDS = {
 }
 
 
-def assert_in_order(calls: list[str], kind: str) -> None:
-    """Each step is on the disk before the next: all that counts when the power goes."""
-    swap = "write fsync fsync linkat rename fsync"  # the journal and its folder; the names
+#: The copy and its attributes, then the journal and its folder: on the disk before what follows.
+COPIED = "fsync fremovexattr fchmod fsync"
+SWAP = "write fsync fsync"
+
+
+def assert_in_order(calls: str, kind: str) -> None:
+    """All that counts when the power goes."""
     drop = "unlink " if kind == "rewrite" else ""
     done = f"{drop}fsync ftruncate fsync"
-    assert f"{swap} {done}" in " ".join(calls)
-    assert calls.count("rename") == 1
+    assert f"{COPIED} {SWAP} linkat rename fsync {done}" in calls
+    assert calls.split().count("rename") == 1
 
 
 @pytest.mark.storm
@@ -90,9 +109,9 @@ def test_killed_at_each_system_call(tmp_path, kind, record_property):
     path = fresh()
     assert answer(traced(path, tmp_path / "log", **parameters))["changed"]
     all_points = points(tmp_path / "log")
-    calls = [call for call, _number, _text in all_points]
-    assert_in_order(calls, kind)
-    print(f"\n{kind}: {len(all_points)} points: {' '.join(calls)}")
+    assert_in_order(calls_of(all_points), kind)
+    all_points = to_kill_at(all_points)
+    print(f"\n{kind}: {len(all_points)} points: {calls_of(all_points)}")
     assert len(all_points) >= 8
     new_image = False
     for call, number, text in all_points:
@@ -118,6 +137,44 @@ def test_killed_at_each_system_call(tmp_path, kind, record_property):
         assert not entry_of(path, **parameters)["changed"], where
     assert new_image
     record_property("storm", f"{kind}: killed before each of {len(all_points)} system calls")
+
+
+@pytest.mark.storm
+def test_image_convert_killed_at_each_system_call(tmp_path, record_property):
+    source, folder = image(tmp_path / "x.qcow2", data_mib=4, zeros_mib=8), tmp_path / "out"
+    arguments = {"src": str(source), "dest": str(folder / "copy"), "min_free_bytes": 0}
+    before = (sha256(source), source.stat().st_mtime_ns)
+
+    def traced_copy(*more: str) -> subprocess.Popen:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        prefix = (*TRACE, "-o", str(tmp_path / "log"), *more)
+        return start_module("image_convert", prefix=prefix, **arguments)
+
+    assert answer(traced_copy())["changed"]
+    all_points = points(tmp_path / "log")
+    # The manifest comes before the copy: without it the next run would not know the copy.
+    manifest = "unlink write fsync rename fsync"
+    order = f"{COPIED} {manifest} {SWAP} linkat unlink fsync fsync ftruncate fsync"
+    assert order in calls_of(all_points)
+    all_points, named = to_kill_at(all_points), False
+    for call, number, text in all_points:
+        process = traced_copy("-e", f"inject={call}:signal=KILL:when={number}")
+        said = process.communicate()
+        where = f"before {call} {number}: {text}"
+        assert process.returncode == -9, (where, said)
+        wait_for(lambda: users_of(folder) == [], seconds=2)
+        assert (folder / "copy").exists() is named, where
+        named = named or call == "linkat"
+        for _again in range(2):
+            result = run_module("image_convert", **arguments)
+            assert not result["failed"], (where, result["msg"])
+            assert_same(source, folder / "copy")
+            assert sorted(os.listdir(folder)) == ["copy", "copy.thinvirt.json"], where
+        assert not result["changed"], where
+        assert (sha256(source), source.stat().st_mtime_ns) == before
+    assert named
+    record_property("storm", f"convert: killed before each of {len(all_points)} system calls")
 
 
 @pytest.mark.storm
