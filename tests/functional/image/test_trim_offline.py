@@ -1,9 +1,6 @@
 # SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""method=trim: virt-sparsify frees deleted files that are not zeros.
-
-libguestfs boots an appliance; it gets the lab's kernel, as not every machine has one of its own.
-"""
+"""method=trim: virt-sparsify frees deleted files that are not zeros."""
 
 from __future__ import annotations
 
@@ -11,8 +8,7 @@ import os
 
 import pytest
 from image_lab import run
-from lab import guest_image
-from lab.accel import kvm_works
+from lab.appliance import appliance
 from lab.daemon import CACHE
 from support import assert_explains, run_module
 
@@ -21,20 +17,10 @@ MIB = 1 << 20
 
 @pytest.fixture
 def libguestfs(monkeypatch):
-    image = guest_image(CACHE)
-    monkeypatch.setenv("LIBGUESTFS_BACKEND", "direct")
-    monkeypatch.setenv("SUPERMIN_KERNEL", str(image.kernel))
-    monkeypatch.setenv("SUPERMIN_KERNEL_VERSION", image.release)
-    monkeypatch.setenv("SUPERMIN_MODULES", str(image.modules))
-    if not kvm_works(image.kernel, CACHE):
-        monkeypatch.setenv("LIBGUESTFS_BACKEND_SETTINGS", "force_tcg")
-    # supermin looks for this folder even so; a machine without a kernel of its own has none.
-    missing = not os.path.isdir("/lib/modules")
-    if missing:
-        os.mkdir("/lib/modules")
-    yield
-    if missing:
-        os.rmdir("/lib/modules")
+    with appliance(CACHE) as env:
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        yield
 
 
 @pytest.fixture
