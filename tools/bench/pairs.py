@@ -7,11 +7,14 @@ from __future__ import annotations
 import json
 import shlex
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lab.errors import call
+
+from .images import COPY, IMAGE, WORK, convert, fresh, half_zero, zero_filled_guest
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,52 @@ class Timing:
     def ok(self) -> bool:
         """The goal is reached."""
         return self.ratio <= self.goal
+
+
+def module(name: str, label: str, **arguments: object) -> list[str]:
+    """A command that runs a module and notes its peak memory."""
+    path = WORK / f"{label}.json"
+    path.write_text(json.dumps(arguments), encoding="utf-8")
+    memory = str(WORK / f"{label}.memory")
+    return [sys.executable, "-m", "bench.module", name, str(path), memory]
+
+
+def pairs() -> list[Pair]:
+    """What is measured; the images are made."""
+    half, guest = WORK / "half.qcow2", WORK / "guest.qcow2"
+    half_zero(half)
+    zero_filled_guest(guest)
+    everything = {"uri": "", "paths": [str(IMAGE)], "min_free_bytes": 0}
+    return [
+        Pair(
+            "punch, half of it zeros, against qemu-img convert",
+            module("image_compact", "punch", method="punch", **everything),
+            convert(),
+            fresh(half),
+            0.7,
+        ),
+        Pair(
+            "the same against reading the allocated bytes once",
+            module("image_compact", "punch", method="punch", **everything),
+            ["dd", f"if={IMAGE}", "of=/dev/null", "bs=1M", "status=none"],
+            fresh(half),
+            1.3,
+        ),
+        Pair(
+            "verified rewrite of a guest, against qemu-img convert",
+            module("image_compact", "rewrite", method="rewrite", **everything),
+            convert(),
+            fresh(guest),
+            2.0,
+        ),
+        Pair(
+            "image_convert with its defaults, against convert -c",
+            module("image_convert", "convert", src=str(IMAGE), dest=str(COPY), min_free_bytes=0),
+            convert("-c"),
+            fresh(guest),
+            0.25,
+        ),
+    ]
 
 
 def measure(pair: Pair, *, runs: int, export: Path) -> Timing:
