@@ -101,10 +101,10 @@ class Storm:
         ended = process.poll() is not None
         process.send_signal(signal.SIGKILL)  # to it, and nothing else
         process.communicate()
+        # qemu-img dies with its parent, and lets go of the journal then.
+        wait_for(lambda: users_of(self.folder) == [], seconds=5)
         left = None if ended else peek(str(self.path))
         self.stages["ended before" if ended else left.stage if left else "no journal"] += 1
-        # qemu-img dies with its parent, before it could be asked to.
-        wait_for(lambda: users_of(self.folder) == [], seconds=2)
         self.assert_whole()
 
     def go_on(self) -> None:
