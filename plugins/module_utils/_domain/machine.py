@@ -42,8 +42,12 @@ _UBUNTU = {
 # RHEL: hw_compat_rhel_8_0 is made from hw_compat_3_1, hw_compat_rhel_8_1 from 4_0.
 _RHEL_FIRST_4_0 = (8, 1)
 
-_VERSION = re.compile(r"-(\d+)\.(\d+)(?:\.\d+)?(?:-\w+)?$")
-_RHEL = re.compile(r"-rhel(\d+)\.(\d+)(?:\.\d+)?$")
+# Until QEMU 1.3 i440fx had no name of its own (pc-0.12, pc-1.3); RHEL 6 called it rhel6.5.0.
+_I440FX = re.compile(r"^(pc|ubuntu|pc-i440fx-.+|pc-[01]\.\d+|rhel\d+\.\d+\.\d+)$")
+_Q35 = re.compile(r"^(q35|ubuntu-q35|pc-q35-.+)$")
+
+_VERSION = re.compile(r"-(\d+)\.(\d+)(?:\.\d+)?(?:-\w+)?(?:\+pve\d+)?$")
+_RHEL = re.compile(r"(?:^|-)rhel(\d+)\.(\d+)(?:\.\d+)?$")
 
 
 def machine_version(machine: str) -> tuple[int, int] | None:
@@ -62,6 +66,27 @@ def machine_version(machine: str) -> tuple[int, int] | None:
         if f"-{name}" in machine:
             return version
     return None
+
+
+def is_older(machine: str, other: str) -> bool | None:
+    """Whether a machine type is older than another of its family; None when nobody can tell.
+
+    RHEL's own numbers are compared with each other; QEMU's and Ubuntu's by QEMU's version.
+    """
+    ours, theirs = _RHEL.search(machine), _RHEL.search(other)
+    if ours and theirs:
+        return (int(ours[1]), int(ours[2])) < (int(theirs[1]), int(theirs[2]))
+    if ours or theirs:
+        return None
+    mine, its = machine_version(machine), machine_version(other)
+    return None if mine is None or its is None else mine < its
+
+
+def family(machine: str) -> str:
+    """``i440fx`` or ``q35``; empty for every other kind of machine."""
+    if _I440FX.match(machine):
+        return "i440fx"
+    return "q35" if _Q35.match(machine) else ""
 
 
 def virtio_blk_discards(machine: str) -> bool | None:

@@ -159,7 +159,7 @@ def with_settings(text: str, wanted: t.Mapping[str, DiskSettings]) -> str:
         settings = wanted.get(_attribute(element, "target", "dev"))
         if settings is not None and settings != _settings(element):
             _set(element, settings)
-    return _text(tree)
+    return serialize(tree)
 
 
 def without_settings(text: str) -> str:
@@ -180,7 +180,7 @@ def without_settings(text: str) -> str:
     for controller in sorted(tree.findall("devices/controller"), key=etree.tostring):
         # appending an element that is in the tree moves it
         controller.getparent().append(controller)
-    return t.cast(str, etree.canonicalize(_text(tree), strip_text=True))
+    return t.cast(str, etree.canonicalize(serialize(tree), strip_text=True))
 
 
 def note_element(process: str, *, saved: str = "") -> str:
@@ -191,8 +191,44 @@ def note_element(process: str, *, saved: str = "") -> str:
     return str(etree.tostring(element, encoding="unicode"))
 
 
-def _text(tree: t.Any) -> str:
-    return etree.tostring(tree.getroottree(), encoding="unicode")
+def serialize(tree: t.Any) -> str:
+    """The XML of a tree, comments around it included."""
+    return str(etree.tostring(tree.getroottree(), encoding="unicode"))
+
+
+def target_of(disk: t.Any) -> str:
+    """Name of a ``<disk>`` in its domain."""
+    return _attribute(disk, "target", "dev")
+
+
+def bus_of(disk: t.Any) -> str:
+    return _attribute(disk, "target", "bus")
+
+
+def append_child(parent: t.Any, name: str, attributes: t.Mapping[str, str]) -> t.Any:
+    """A new last child, indented as libvirt does."""
+    child = etree.SubElement(parent, name, dict(attributes))
+    before = child.getprevious()
+    indent = "\n" + "  " * len(list(parent.iterancestors()))
+    if before is None:
+        parent.text, child.tail = indent + "  ", indent
+    else:
+        before.tail, child.tail = indent + "  ", indent
+    return child
+
+
+def remove_child(parent: t.Any, child: t.Any) -> None:
+    """Take a child out; what is around it stays indented."""
+    before = child.getprevious()
+    if child.getnext() is None and before is not None:
+        before.tail = child.tail
+    parent.remove(child)
+
+
+def remove_if_empty(parent: t.Any, child: t.Any) -> None:
+    """Take a child out that says nothing any more."""
+    if not child.attrib and not len(child) and not (child.text or "").strip():
+        remove_child(parent, child)
 
 
 def _attribute(element: t.Any, child: str, name: str) -> str:

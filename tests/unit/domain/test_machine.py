@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.machine import (
+    family,
+    is_older,
     machine_version,
     virtio_blk_discards,
 )
@@ -37,3 +39,51 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.machine impor
 def test_machine_types(machine, version, discards):
     assert machine_version(machine) == version
     assert virtio_blk_discards(machine) is discards
+
+
+@pytest.mark.parametrize(
+    ("machine", "name"),
+    [
+        ("pc", "i440fx"),
+        ("pc-i440fx-3.1", "i440fx"),
+        ("pc-1.2", "i440fx"),
+        ("pc-0.14", "i440fx"),
+        ("rhel6.5.0", "i440fx"),
+        ("pc-i440fx-rhel7.6.0", "i440fx"),
+        ("pc-i440fx-bionic", "i440fx"),
+        ("ubuntu", "i440fx"),
+        ("q35", "q35"),
+        ("pc-q35-7.2", "q35"),
+        ("pc-q35-rhel9.4.0", "q35"),
+        ("ubuntu-q35", "q35"),
+        ("virt-7.2", ""),
+        ("pseries-3.1", ""),
+        ("s390-ccw-virtio-6.2", ""),
+        ("microvm", ""),
+        ("isapc", ""),
+        ("", ""),
+    ],
+)
+def test_families(machine, name):
+    assert family(machine) == name
+
+
+@pytest.mark.parametrize(
+    ("machine", "other", "older"),
+    [
+        ("pc-i440fx-3.1", "pc-i440fx-7.2", True),
+        ("pc-i440fx-2.9", "pc-i440fx-2.12", True),
+        ("pc-q35-10.0", "pc-q35-9.2", False),
+        ("pc-q35-7.2", "pc-q35-7.2", False),
+        ("pc-q35-4.0", "pc-q35-4.0.1", False),
+        ("pc-i440fx-bionic", "pc-i440fx-7.2", True),
+        ("pc-i440fx-noble", "pc-i440fx-7.2", False),
+        ("pc-q35-rhel8.0.0", "pc-q35-rhel9.4.0", True),
+        ("rhel6.5.0", "pc-i440fx-rhel7.6.0", True),
+        ("pc-i440fx-rhel7.6.0", "pc-i440fx-7.2", None),
+        ("pc-q35-9.0", "pc-q35-rhel9.4.0", None),
+        ("pc", "pc-i440fx-7.2", None),
+    ],
+)
+def test_which_is_older(machine, other, older):
+    assert is_older(machine, other) is older
