@@ -45,3 +45,23 @@ options:
     elements: str
     default: ['*']
 """
+
+    STATE_DIR = r"""
+options:
+  state_dir:
+    description:
+      - Folder on the hypervisor where old configurations are kept; an absolute path. It is made
+        when it is needed, for its owner alone.
+      - The configuration is kept as C(virsh dumpxml --inactive --security-info) prints it,
+        passwords included, in files of mode 0600. The last one of each module and domain stays
+        there until it is restored, or the next one takes its place. They may be removed by hand,
+        the C(.json) file with them.
+    type: path
+    default: /var/lib/thinvirt
+  force:
+    description:
+      - With O(state=restored), bring the old configuration back even if the domain's configuration
+        was changed again since; that change is lost then.
+    type: bool
+    default: false
+"""

@@ -20,6 +20,14 @@ def libvirt_spec(*, domains_required: bool) -> dict[str, t.Any]:
     return {"uri": {"type": "str", "default": "qemu:///system"}, "domains": domains}
 
 
+def state_dir_spec() -> dict[str, t.Any]:
+    """Where old configurations are kept; ``doc_fragments/libvirt.py`` documents the same."""
+    return {
+        "state_dir": {"type": "path", "default": "/var/lib/thinvirt"},
+        "force": {"type": "bool", "default": False},
+    }
+
+
 def compact_spec() -> dict[str, t.Any]:
     """How images are compacted; ``doc_fragments/compact.py`` documents the same."""
     return {

@@ -229,22 +229,23 @@ def drop_unknown(
             _drop(dropped, disk, "driver", name, of_controller if moved else on, silent=carried)
         _drop_child(dropped, disk, "driver/iothreads", on)
         _drop_child(dropped, disk, "acpi", "it is of a PCI device")
-    if "model" in disk.attrib and (bus != "virtio" or not disk.get("model").startswith("virtio")):
-        if "model" not in carried:
-            dropped.append(Dropped("@model", disk.get("model"), on))
-        del disk.attrib["model"]
+    if bus != "virtio" or not disk.get("model", "").startswith("virtio"):
+        model = disk.attrib.pop("model", None)
+        if model is not None and "model" not in carried:
+            dropped.append(Dropped("@model", model, on))
     if bus == "virtio":
         _drop(dropped, disk, "target", "rotation_rate", on)
+    if bus not in ("ide", "scsi"):  # seen with libvirt 9.0: not on sata either
         _drop_child(dropped, disk, "wwn", on)
-    if bus != bus_before:
-        _drop(dropped, disk, "target", "removable", on)
-    if bus != "scsi":
-        _drop_child(dropped, disk, "vendor", on)
-        _drop_child(dropped, disk, "product", on)
-    if bus != "ide":
-        _drop(dropped, disk, "geometry", "trans", "only ide translates geometries")
-    if bus in ("ide", "sata"):
-        _drop(dropped, disk, "transient", "shareBacking", on)
+    for applies, child, name in (
+        (bus != bus_before, "target", "removable"),
+        (bus != "ide", "geometry", "trans"),
+        (bus in ("ide", "sata"), "transient", "shareBacking"),
+    ):
+        if applies:
+            _drop(dropped, disk, child, name, on)
+    for child in ("vendor", "product") if bus != "scsi" else ():
+        _drop_child(dropped, disk, child, on)
     return dropped
 
 

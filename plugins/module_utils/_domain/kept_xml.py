@@ -1,0 +1,245 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The configuration that a domain had before we changed it, kept so that it can come back.
+
+In a folder of the hypervisor, for root alone, as libvirt's own files are, since passwords are in
+it: the XML, byte for byte as ``virsh dumpxml --inactive --security-info`` prints it, and a journal
+that says how far the change has come.  One change of each kind is kept for each domain: the last.
+
+    STATE_DIR/domains/UUID-disk_bus-1a2b3c4d.xml
+    STATE_DIR/domains/UUID-disk_bus.json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import stat
+import typing as t
+
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
+    RefusedError,
+    ThinvirtError,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import sync_folder
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
+
+_MAX_BYTES = 16 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One change of a domain's configuration.
+
+    :param stage: ``begun``: libvirt may or may not have the new configuration; ``done``: it has.
+    :param file: name of the old XML in the folder.
+    :param sha256: of the old XML.
+    :param renamed: new target of each disk that was moved, by its old one.
+    :param after: fingerprint of what libvirt made of the new configuration; empty until ``done``.
+    :param previous: the record before, valid again if this change never happened.
+    """
+
+    stage: str
+    name: str
+    file: str
+    sha256: str
+    renamed: t.Mapping[str, str]
+    after: str = ""
+    previous: Record | None = None
+
+
+class KeptXml:
+    """What is kept of one domain for one kind of change.
+
+    :param state_dir: absolute; made when something is to be kept.
+    :param operation: ``disk_bus`` or ``machine``.
+    :raises RefusedError: it is no absolute path.
+    """
+
+    def __init__(self, state_dir: str, uuid: str, operation: str) -> None:
+        if not os.path.isabs(state_dir) or "\0" in state_dir:
+            raise RefusedError(
+                f"state_dir={shown(state_dir)} is not the absolute path of a folder; nothing was "
+                "changed.",
+                remedy="Name it from / on.",
+            )
+        self._folder = os.path.join(state_dir, "domains")
+        self._stem = os.path.join(self._folder, f"{uuid}-{operation}")
+
+    @contextlib.contextmanager
+    def locked(self) -> t.Iterator[None]:
+        """Keep other runs out of the folder; it is made if it isn't there.
+
+        :raises ThinvirtError: it can't be made, is not ours, or another run holds it.
+        """
+        try:
+            os.makedirs(self._folder, mode=0o700, exist_ok=True)
+            fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise failure(self._folder, "made", error) from error
+        try:
+            _refuse_foreign(os.fstat(fd), self._folder)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RefusedError(
+                    f"Another run is changing a domain and holds {shown(self._folder)}; nothing "
+                    "was changed.",
+                    remedy="Wait for it to end.",
+                ) from error
+            yield
+        finally:
+            os.close(fd)
+
+    def path(self, record: Record) -> str:
+        """Where the old XML lies."""
+        return os.path.join(self._folder, record.file)
+
+    def read(self) -> Record | None:
+        """What is kept; None if nothing is.
+
+        :raises ThinvirtError: it can't be read or is not ours.
+        """
+        try:
+            _refuse_foreign(os.stat(self._folder), self._folder)
+            text = _read(self._stem + ".json")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise failure(self._stem + ".json", "read", error) from error
+        try:
+            return _record(json.loads(text))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise _damaged(self._stem + ".json") from error
+
+    def old_xml(self, record: Record) -> str:
+        """The old XML.
+
+        :raises ThinvirtError: it is gone, or not as it was written.
+        """
+        path = self.path(record)
+        try:
+            text = _read(path)
+        except OSError as error:
+            raise failure(path, "read", error) from error
+        if hashlib.sha256(text.encode()).hexdigest() != record.sha256:
+            raise _damaged(path)
+        return text
+
+    def begin(self, old_xml: str, *, name: str, renamed: t.Mapping[str, str]) -> Record:
+        """Keep the old XML: on the disk before anything is changed.
+
+        :raises ThinvirtError: there is no room, say; nothing was changed.
+        """
+        record = Record(
+            stage="begun",
+            name=name,
+            file=f"{os.path.basename(self._stem)}-{secrets.token_hex(4)}.xml",
+            sha256=hashlib.sha256(old_xml.encode()).hexdigest(),
+            renamed=dict(renamed),
+            previous=self.read(),
+        )
+        _write(self.path(record), old_xml)
+        try:
+            self._note(record)
+        except ThinvirtError:
+            self._unlink(record)
+            raise
+        return record
+
+    def finish(self, record: Record, *, after: str) -> None:
+        """The change has happened: the XML of the one before is not needed any more."""
+        self._note(dataclasses.replace(record, stage="done", after=after, previous=None))
+        if record.previous is not None:
+            self._unlink(record.previous)
+
+    def undo(self, record: Record) -> None:
+        """The change has not happened."""
+        if record.previous is not None:
+            self._note(record.previous)
+            self._unlink(record)
+        else:
+            self.remove(record)
+
+    def remove(self, record: Record) -> None:
+        """Nothing is to be brought back any more; the journal goes first."""
+        path = self._stem + ".json"
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            sync_folder(self._folder)
+        except OSError as error:
+            raise failure(path, "removed", error) from error
+        self._unlink(record)
+
+    def _unlink(self, record: Record) -> None:
+        with contextlib.suppress(OSError):  # a file too many harms nobody
+            os.unlink(self.path(record))
+
+    def _note(self, record: Record) -> None:
+        _write(self._stem + ".json", json.dumps(dataclasses.asdict(record), indent=2) + "\n")
+
+
+def _record(fields: t.Any) -> Record:
+    previous = fields.pop("previous", None)
+    record = Record(**fields, previous=_record(previous) if previous else None)
+    texts = (record.stage, record.name, record.file, record.sha256, record.after)
+    if not all(isinstance(text, str) for text in texts) or "/" in record.file:
+        raise TypeError("It was changed by hand.")
+    if not all(isinstance(name, str) for pair in record.renamed.items() for name in pair):
+        raise TypeError("It was changed by hand.")
+    return record
+
+
+def _read(path: str) -> str:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(fd, encoding="utf-8", newline="") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise _foreign(path)
+        _refuse_foreign(status, path)
+        return file.read(_MAX_BYTES)
+
+
+def _write(path: str, text: str) -> None:
+    """Write a file for the owner alone, whole or not at all."""
+    temp = f"{path}.tmp"
+    try:
+        with contextlib.suppress(FileNotFoundError):  # a killed run's
+            os.unlink(temp)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(temp, flags, 0o600), "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temp, path)
+        sync_folder(os.path.dirname(path))
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temp)
+        raise failure(path, "written", error) from error
+
+
+def _refuse_foreign(status: os.stat_result, path: str) -> None:
+    """What it says becomes a domain's configuration: nobody else may have written it."""
+    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise _foreign(path)
+
+
+def _foreign(path: str) -> RefusedError:
+    return RefusedError(
+        f"{shown(path)} is not of this user, or others may write to it; nothing was changed.",
+        remedy="Find out where it comes from, and remove it or name another state_dir.",
+    )
+
+
+def _damaged(path: str) -> RefusedError:
+    return RefusedError(
+        f"{shown(path)} is not as it was written; nothing was changed.",
+        remedy="Look at it; what is good in it can be brought back with virsh define.",
+    )
