@@ -252,6 +252,11 @@ class Guest:
         with _translated(f"start domain {self.name}"):
             self._domain.create()
 
+    def undefine(self) -> None:
+        """Remove the configuration; files of its firmware and its TPM stay."""
+        with _translated(f"remove domain {self.name}"):
+            self._domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)
+
     def agent(self, command: str, arguments: t.Mapping[str, t.Any], *, timeout: int) -> t.Any:
         """Ask the guest agent; its ``return`` member.
 
@@ -405,6 +410,34 @@ class Hypervisor:
         """Make this the domain's configuration for its next start."""
         with _translated("define the domain"):
             return Guest(self._connection.defineXML(xml), self.uri)
+
+    def capabilities(self) -> str:
+        """XML: what the host's emulators offer."""
+        with _translated("tell its capabilities"):
+            return t.cast(str, self._connection.getCapabilities())
+
+    def domain_capabilities(self, *, emulator: str, arch: str, machine: str, kind: str) -> str:
+        """XML: what one emulator offers for one machine type.
+
+        :param emulator: path; empty for the host's own.
+        :raises HypervisorError: it does not know the type, or there is no such emulator.
+        """
+        with _translated(f"tell what machine type {machine} offers"):
+            return t.cast(
+                str,
+                self._connection.getDomainCapabilities(emulator or None, arch, machine, kind, 0),
+            )
+
+    def refusal(self, xml: str) -> str:
+        """Why libvirt could not start such a domain, as far as it tells without starting it.
+
+        :returns: its complaint; empty if it has none.
+        """
+        try:
+            self._connection.domainXMLToNative("qemu-argv", xml, 0)
+        except libvirt.libvirtError as error:
+            return str(error)
+        return ""
 
     def refresh_pools(self, paths: t.Iterable[str]) -> None:
         """Have each storage pool that one of these files is a volume of look at it anew.

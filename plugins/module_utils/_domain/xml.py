@@ -102,10 +102,22 @@ class Domain:
 
 
 def parse_tree(text: str) -> t.Any:
-    """The XML as a tree; entities and network access are off.
+    """The XML of a domain as a tree.
 
     :raises RequirementError: lxml is missing.
     :raises HypervisorError: it is no domain XML.
+    """
+    tree = parse_any(text)
+    if tree.tag != "domain":
+        raise HypervisorError(f"Expected the XML of a domain, got <{tree.tag}>.")
+    return tree
+
+
+def parse_any(text: str) -> t.Any:
+    """XML of libvirt's as a tree; entities and network access are off.
+
+    :raises RequirementError: lxml is missing.
+    :raises HypervisorError: it is no XML.
     """
     if not HAS_LXML:
         raise RequirementError(
@@ -114,12 +126,9 @@ def parse_tree(text: str) -> t.Any:
         )
     parser = etree.XMLParser(resolve_entities=False, no_network=True)
     try:
-        tree = etree.fromstring(text.encode("utf-8"), parser)
+        return etree.fromstring(text.encode("utf-8"), parser)
     except etree.XMLSyntaxError as error:
         raise HypervisorError(f"libvirt returned XML that cannot be parsed: {error}.") from error
-    if tree.tag != "domain":
-        raise HypervisorError(f"Expected the XML of a domain, got <{tree.tag}>.")
-    return tree
 
 
 def parse_domain(text: str) -> Domain:
