@@ -89,7 +89,9 @@ def signals_wait() -> t.Iterator[None]:
     """Hold these signals back while something is done that is short and belongs together."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
-        yield
+        # The kernel gives one to another thread, if there is one, and Python's handler runs in this.
+        with signals_noted():
+            yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -100,13 +102,16 @@ def signals_noted() -> t.Iterator[None]:
 
     What was noted is raised in the end: who calls this knows the program by then, and can end it.
     """
+    if threading.current_thread() is not threading.main_thread():  # no other one is interrupted
+        yield
+        return
     noted: list[int] = []
-    if threading.current_thread() is threading.main_thread():  # no other one is ever interrupted
-        _held.append(noted)
+    _held.append(noted)
     try:
         yield
     finally:
-        if _held and _held[-1] is noted:
-            _held.pop()
-        if noted:
+        _held.pop()
+        if _held:
+            _held[-1].extend(noted)
+        elif noted:
             _raise(noted[0])

@@ -145,8 +145,9 @@ def _machine(domain: Domain, disk: Disk) -> Link:
                 finding="machine-too-old",
                 reason=f"virtio-blk cannot discard on machine type {name}, which is older than "
                 "4.0.",
-                remedy="Power the guest off and give it a machine type of 4.0 or later "
-                "(virsh edit), or move the disk to virtio-scsi.",
+                remedy="Power the guest off and raise its machine type with "
+                "thinvirt.kvm.domain_machine; the disk can stay where it is then. Where the host "
+                "has no newer type, move the disk to bus=scsi with thinvirt.kvm.domain_disk_bus.",
             )
         if discards is None:
             return Link(
