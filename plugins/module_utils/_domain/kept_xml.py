@@ -241,5 +241,6 @@ def _foreign(path: str) -> RefusedError:
 def _damaged(path: str) -> RefusedError:
     return RefusedError(
         f"{shown(path)} is not as it was written; nothing was changed.",
-        remedy="Look at it; what is good in it can be brought back with virsh define.",
+        remedy="Look at it: what is good in it can be brought back with virsh define. Then remove "
+        "it and the .json file beside it.",
     )

@@ -151,9 +151,11 @@ def _offer(
         return machine_types.machine_of_capabilities(text)
 
     alias = machine_types.ALIASES.get(machine.family(domain.machine))
+    newest = named(alias) if alias else ""
     return machine_types.Offer(
-        newest=named(alias) if alias else "",
-        knows_own=bool(named(domain.machine)) if domain.machine else True,
+        newest=newest,
+        # without an answer about the family, nobody can tell
+        knows_own=not newest or bool(named(domain.machine)),
         deprecated=machine_types.is_deprecated(capabilities, domain.arch, domain.machine),
     )
 

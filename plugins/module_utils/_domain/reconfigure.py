@@ -18,6 +18,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.kept_xml impo
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     HypervisorError,
+    NotFoundError,
     RefusedError,
     ThinvirtError,
 )
@@ -82,8 +83,11 @@ def look(store: KeptXml, now: str) -> Left:
     record = store.read()
     if record is None:
         return Left()
-    same = compare.fingerprint(store.old_xml(record)) == compare.fingerprint(now)
-    if same:
+    try:
+        old_xml = store.old_xml(record)
+    except NotFoundError:  # removed by hand: only who wants it back has to know
+        return Left(record=record, killed=record.stage == "begun")
+    if compare.fingerprint(old_xml) == compare.fingerprint(now):
         return Left(record=record.previous if record.stage == "begun" else None, stale=record)
     return Left(record=record, killed=record.stage == "begun")
 
@@ -113,6 +117,7 @@ def change(
     :returns: the record of it.
     :raises ThinvirtError: the old configuration is in force.
     """
+    refuse_unfit(guest, "its hardware cannot be changed")  # it may have been started meanwhile
     record = store.begin(before, name=guest.name, renamed=renamed)
     with signals_wait():
         try:
@@ -154,6 +159,7 @@ def restore(
     :returns: whether libvirt prints it byte for byte as it did; if not, only in another order.
     :raises ThinvirtError: the configuration is as it was before this call.
     """
+    refuse_unfit(guest, "its old configuration cannot be brought back")
     old = store.old_xml(record)
     with signals_wait():
         redefine.redefine(
