@@ -172,6 +172,8 @@ def plan(
             "changed.",
             remedy=f"Shut {old.name} down.",
         )
+    if work.nvram[1]:
+        _refuse_existing(work.nvram[1])
     for copy in work.copies:
         _convert(work, copy, check_mode=True)
     return work
@@ -289,15 +291,19 @@ def _copy_nvram(work: Rebuild) -> None:
         if len(data) > _MAX_NVRAM_BYTES:
             raise RefusedError(f"{shown(src)} is too large for variables of a firmware.")
         try:
-            if os.path.lexists(dest):
-                raise RefusedError(
-                    f"{shown(dest)} exists already; nothing was changed.",
-                    remedy="Remove it if a run that was killed has left it, or use another name.",
-                )
+            _refuse_existing(dest)  # somebody may have made it since
             _write_like(image.fd, data, dest)
         except OSError as error:
             raise failure(dest, "written", error) from error
     work.nvram_made = True
+
+
+def _refuse_existing(path: str) -> None:
+    if os.path.lexists(path):
+        raise RefusedError(
+            f"{shown(path)} exists already; nothing was changed.",
+            remedy="Remove it if a run that was killed has left it, or use another name.",
+        )
 
 
 def _write_like(fd: int, data: bytes, dest: str) -> None:

@@ -56,7 +56,7 @@ def guest(lab):
         text = dump(lab, guest.name)
     yield guest
     guest.destroy()
-    lab.virsh("undefine", guest.name, "--managed-save", "--snapshots-metadata")
+    lab.virsh("undefine", guest.name, "--managed-save", "--keep-nvram")
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def dest(lab, tmp_path):
     folder.mkdir()
     yield folder
     if "m-new" in lab.virsh("list", "--all", "--name").split():
-        lab.virsh("undefine", "m-new")
+        lab.virsh("undefine", "m-new", "--keep-nvram")
 
 
 def rebuild_to(folder, **more):
@@ -189,6 +189,30 @@ def test_rebuilt_with_the_same_addresses(lab, guest, machine, dest):
         for name in (guest.name, "m-new")
     ]
     assert macs[0] == macs[1]
+
+
+def test_variables_of_the_firmware_are_copied(lab, guest, machine, dest, tmp_path):
+    nvram = tmp_path / "old_VARS.fd"
+    nvram.write_bytes(os.urandom(MIB))
+    nvram.chmod(0o640)
+    loader = "<loader readonly='yes' type='pflash'>/nowhere/CODE.fd</loader>"
+    text = dump(lab, guest.name).replace("<kernel>", f"{loader}<nvram>{nvram}</nvram><kernel>")
+    (tmp_path / "uefi.xml").write_text(text)
+    lab.virsh("define", str(tmp_path / "uefi.xml"))
+
+    (dest / "m-new_VARS.fd").write_text("of somebody else")
+    result = machine(state="rebuilt", rebuild=rebuild_to(dest))
+    assert_explains(result, "m-new_VARS.fd exists already")
+    assert os.listdir(dest) == ["m-new_VARS.fd"]
+    assert (dest / "m-new_VARS.fd").read_text() == "of somebody else"
+
+    (dest / "m-new_VARS.fd").unlink()
+    assert machine(state="rebuilt", rebuild=rebuild_to(dest))["changed"]
+    copy = dest / "m-new_VARS.fd"
+    assert copy.read_bytes() == nvram.read_bytes()
+    assert copy.stat().st_mode == nvram.stat().st_mode
+    assert ET.fromstring(dump(lab, "m-new")).findtext("os/nvram") == str(copy)
+    assert ET.fromstring(dump(lab, guest.name)).findtext("os/nvram") == str(nvram)
 
 
 def test_what_fails_leaves_neither_copies_nor_a_domain(lab, machine, dest):
