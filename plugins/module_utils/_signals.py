@@ -75,13 +75,13 @@ def _do_nothing(_number: int, _frame: types.FrameType | None) -> None:
 @contextlib.contextmanager
 def signals_raise() -> t.Iterator[None]:
     """Raise :class:`StoppedError` in the main thread when a signal asks this process to end."""
-    _asked.clear()
     before = {number: signal.signal(number, _stop) for number in _SIGNALS}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _asked.clear()
 
 
 @contextlib.contextmanager
@@ -89,7 +89,7 @@ def signals_wait() -> t.Iterator[None]:
     """Hold these signals back while something is done that is short and belongs together."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
-        # The kernel gives one to another thread, if there is one, and Python's handler runs in this.
+        # The kernel gives one to another thread, if there is one; Python's handler runs in this.
         with signals_noted():
             yield
     finally:
