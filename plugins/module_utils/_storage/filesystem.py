@@ -22,6 +22,8 @@ class Mount:
     :param device: ``major:minor`` as the kernel lists it; btrfs subvolumes share one.
     :param root: the folder of the file system that is mounted here; not / for bind mounts.
     :param read_only: the mount or the file system under it takes no writes.
+    :param options: of this mount.
+    :param super_options: of the file system, the same wherever it is mounted.
     """
 
     id: int
@@ -31,6 +33,8 @@ class Mount:
     type: str
     source: str
     read_only: bool
+    options: tuple[str, ...] = ()
+    super_options: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +77,8 @@ def _parse_line(line: str) -> Mount:
             type=_unescape(fs_type),
             source=_unescape(source),
             read_only="ro" in options.split(",") or "ro" in super_options.split(","),
+            options=tuple(_unescape(options).split(",")),
+            super_options=tuple(_unescape(super_options).split(",")),
         )
     except ValueError as error:
         raise ThinvirtError(f"A line of mountinfo is not understood: {line!r}.") from error

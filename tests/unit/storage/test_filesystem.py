@@ -25,9 +25,27 @@ MOUNTINFO = r"""22 1 254:1 / / rw,relatime shared:1 master:2 - ext4 /dev/vda1 rw
 def test_mountinfo():
     mounts = filesystem.parse_mountinfo(MOUNTINFO)
     assert list(mounts) == [22, 30, 31, 32, 33]
-    assert mounts[22] == filesystem.Mount(22, "254:1", "/", "/", "ext4", "/dev/vda1", False)
+    assert mounts[22] == filesystem.Mount(
+        id=22,
+        device="254:1",
+        root="/",
+        mount_point="/",
+        type="ext4",
+        source="/dev/vda1",
+        read_only=False,
+        options=("rw", "relatime"),
+        super_options=("rw", "errors=remount-ro"),
+    )
     assert mounts[30] == filesystem.Mount(
-        30, "0:27", "/images", r"/var/lib/libvirt/my images\x", "btrfs", "/dev/mapper/v\tg", False
+        id=30,
+        device="0:27",
+        root="/images",
+        mount_point=r"/var/lib/libvirt/my images\x",
+        type="btrfs",
+        source="/dev/mapper/v\tg",
+        read_only=False,
+        options=("rw",),
+        super_options=("rw", "space_cache"),
     )
     assert mounts[31].read_only
     assert mounts[32].read_only
