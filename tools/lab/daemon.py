@@ -21,7 +21,7 @@ from .accel import kvm_works
 from .domain import Boot, Disk, GuestSpec, domain_xml
 from .errors import LabError, call
 from .guest import Guest
-from .image import GuestImage, guest_image
+from .image import SUITE, GuestImage, guest_image
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache" / "guest"
 HOST_FOLDERS = ("/etc/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt")
@@ -148,13 +148,13 @@ class Lab:
 
     def create(self, spec: GuestSpec) -> Guest:
         """Make the disks of a guest and define it (anew, if it exists); does not start it."""
-        image = self._image()
+        image = self._image(spec.suite)
         if spec.name in self.virsh("list", "--all", "--name").split():
             self.guest(spec.name).destroy()
             leftovers = ("--managed-save", "--snapshots-metadata", "--checkpoints-metadata")
             self.virsh("undefine", spec.name, *leftovers)
         spec = dataclasses.replace(
-            spec, disks=tuple(self._make_disk(spec.name, disk) for disk in spec.disks)
+            spec, disks=tuple(self._make_disk(spec.name, disk, image) for disk in spec.disks)
         )
         boot = Boot(
             kernel=image.kernel,
@@ -171,7 +171,7 @@ class Lab:
         """A guest that was created earlier, perhaps by another process; knows no disks."""
         return Guest(GuestSpec(name, disks=()), self.virsh)
 
-    def _make_disk(self, guest: str, disk: Disk) -> Disk:
+    def _make_disk(self, guest: str, disk: Disk, image: GuestImage) -> Disk:
         if disk.path is not None:
             return disk
         path = self.state / "disks" / f"{guest}-{disk.target}.{disk.format}"
@@ -180,14 +180,14 @@ class Lab:
         if not disk.root:
             argv.append(str(disk.size_bytes))
         elif disk.format == "qcow2":
-            argv = ["cp", "--reflink=auto", "--sparse=always", self._image().disk, path]
+            argv = ["cp", "--reflink=auto", "--sparse=always", image.disk, path]
         else:
-            argv = ["qemu-img", "convert", "-O", disk.format, self._image().disk, path]
+            argv = ["qemu-img", "convert", "-O", disk.format, image.disk, path]
         call(argv, timeout=120)
         return dataclasses.replace(disk, path=path)
 
-    def _image(self) -> GuestImage:
-        return guest_image(self.cache, self._say)
+    def _image(self, suite: str = SUITE) -> GuestImage:
+        return guest_image(self.cache, self._say, suite=suite)
 
     def _kvm(self) -> bool:
         return kvm_works(self._image().kernel, self.cache, self._say)

@@ -8,6 +8,8 @@ import dataclasses
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+from .image import SUITE
+
 GIB = 1 << 30
 # Without mitigations a guest under TCG boots in two thirds of the time.
 CMDLINE = "root=LABEL=root rw console=ttyS0 quiet mitigations=off"
@@ -36,13 +38,17 @@ class Disk:
 
 @dataclasses.dataclass(frozen=True)
 class GuestSpec:
-    """A guest: name, machine type (any that ``qemu-system-x86_64 -machine help`` lists), disks."""
+    """A guest: name, machine type (any that ``qemu-system-x86_64 -machine help`` lists), disks.
+
+    ``suite`` is the release of Debian that its root disk holds.
+    """
 
     name: str
     machine: str = "q35"
     disks: tuple[Disk, ...] = (Disk("sda", root=True),)
     memory_mib: int = 512
     vcpus: int = 1
+    suite: str = SUITE
 
 
 @dataclasses.dataclass(frozen=True)

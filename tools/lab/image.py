@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The guest image: a small Debian that boots fast, with the guest agent and no network.
 
-Built once by mmdebstrap, cached under a checksum of this file: a changed recipe is a new image.
+Built once by mmdebstrap for each release of Debian that is asked for, cached under a checksum of
+this file: a changed recipe is a new image.
 Never run directly: each guest gets a full copy, as audits would see a backing chain.
 """
 
@@ -23,8 +24,14 @@ SUITE = "bookworm"
 ROOT_BYTES = 10 << 30
 PACKAGES = (
     "linux-image-cloud-amd64,initramfs-tools,zstd,systemd-sysv,udev,dbus,qemu-guest-agent,"
-    "python3,e2fsprogs,xfsprogs,util-linux,util-linux-extra,kmod"
+    "python3,e2fsprogs,xfsprogs,btrfs-progs,lvm2,cryptsetup-bin,util-linux,kmod"
 )
+# What only some releases have, or need for the same.
+PACKAGES_OF_SUITE = {
+    "bullseye": "cron",
+    "bookworm": "util-linux-extra,cron",
+    "trixie": "util-linux-extra,systemd-cryptsetup,cron",
+}
 # The block drivers by name: an initrd of everything (MODULES=most) is three times as long to load.
 INITRD_MODULES = "virtio_pci virtio_scsi virtio_blk virtio_console ata_piix sd_mod sr_mod ext4"
 # Units that cost boot time or write on their own. fstrim.timer is only disabled: nothing must trim
@@ -37,6 +44,7 @@ MASKED = (
     "systemd-sysusers.service systemd-modules-load.service systemd-user-sessions.service "
     "modprobe@configfs.service modprobe@dm_mod.service modprobe@drm.service "
     "modprobe@fuse.service modprobe@loop.service modprobe@efi_pstore.service "
+    "lvm2-monitor.service blk-availability.service cron.service "
     "dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount sys-kernel-tracing.mount "
     "sys-kernel-config.mount sys-fs-fuse-connections.mount proc-sys-fs-binfmt_misc.automount"
 )
@@ -78,14 +86,19 @@ def _key() -> str:
     return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
 
 
-def guest_image(cache: Path, say: Callable[[str], None] = print) -> GuestImage:
+def guest_image(
+    cache: Path, say: Callable[[str], None] = print, *, suite: str = SUITE
+) -> GuestImage:
     """The guest image below *cache*, built if it isn't there yet.
 
     Atomic and safe to call from many processes at once: the others wait for the first.
 
+    :param suite: the release of Debian, one of :data:`PACKAGES_OF_SUITE`.
     :raises LabError: the build failed; the log that it names tells why.
     """
-    folder = cache / f"image-{_key()}"
+    if suite not in PACKAGES_OF_SUITE:
+        raise LabError(f"no guest image is known for {suite}, only {', '.join(PACKAGES_OF_SUITE)}")
+    folder = cache / f"image-{suite}-{_key()}"
     names = ("base.qcow2", "vmlinuz", "initrd", "modules")
     image = GuestImage(*(folder / name for name in names))
     if folder.is_dir():
@@ -94,12 +107,12 @@ def guest_image(cache: Path, say: Callable[[str], None] = print) -> GuestImage:
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.is_dir():
-            say("==> Building the guest image (about 30 s, once)")
-            _build(cache, folder)
+            say(f"==> Building the guest image, {suite} (about 40 s, once)")
+            _build(cache, folder, suite)
     return image
 
 
-def _build(cache: Path, folder: Path) -> None:
+def _build(cache: Path, folder: Path, suite: str) -> None:
     for leftover in cache.glob("build-*"):  # of a killed build; the lock says that none is running
         shutil.rmtree(leftover)
     log = cache / "build.log"
@@ -108,26 +121,26 @@ def _build(cache: Path, folder: Path) -> None:
         work = Path(temp)
         done = work / "done"
         done.mkdir()
-        _bootstrap(work / "root.tar", log)
+        _bootstrap(suite, work / "root.tar", log)
         _make_disk(work, done, log)
         os.rename(done, folder)
     for old in cache.glob("image-*"):
-        if old != folder:
+        if not old.name.endswith(_key()):  # of another recipe; other releases of this one stay
             shutil.rmtree(old)
 
 
-def _bootstrap(tar: Path, log: Path) -> None:
+def _bootstrap(suite: str, tar: Path, log: Path) -> None:
     excluded = ("doc", "man", "info", "locale", "i18n")
     argv = [
         "mmdebstrap",
         "--quiet",
         "--variant=minbase",
-        f"--include={PACKAGES}",
+        f"--include={PACKAGES},{PACKAGES_OF_SUITE[suite]}",
         '--aptopt=Acquire::Languages "none"',
         *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in excluded),
         f"--extract-hook={PREPARE}",
         f"--customize-hook={FINISH}",
-        SUITE,
+        suite,
         str(tar),
     ]
     try:
@@ -153,7 +166,7 @@ def _make_disk(work: Path, done: Path, log: Path) -> None:
     for pattern, name in (("vmlinuz-*", "vmlinuz"), ("initrd.img-*", "initrd")):
         (kernel,) = (root / "boot").glob(pattern)
         shutil.copyfile(kernel, done / name)
-    (modules,) = (root / "usr" / "lib" / "modules").iterdir()
+    (modules,) = (root / "lib" / "modules").iterdir()
     shutil.copytree(modules, done / "modules", symlinks=True)
     (done / "modules" / "release").write_text(modules.name, encoding="ascii")
     call(
