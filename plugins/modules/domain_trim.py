@@ -68,6 +68,16 @@ options:
       - Windows takes minutes per drive, and its agent answers nothing else meanwhile.
     type: int
     default: 600
+  untrimmed_min_bytes:
+    description:
+      - After the trim, what the host holds for each disk is compared with what the guest's file
+        systems on it use. If more than this is left over, and more than a tenth of the size of
+        these file systems, it is reported under RV(domains[].untrimmed) and as the finding
+        C(untrimmed).
+      - It is what a guest looks like that trimmed before while the host dropped its discards. ext4
+        remembers that until it is mounted anew.
+    type: int
+    default: 1073741824
 seealso:
   - module: thinvirt.kvm.domain_discard
   - module: thinvirt.kvm.thin_info
@@ -185,6 +195,35 @@ domains:
               device.
           type: int
           sample: 351272960
+    untrimmed:
+      description:
+        - Disks that still hold much more than the guest's file systems on them use. Empty if the
+          agent does not tell what they use.
+      type: list
+      elements: dict
+      contains:
+        targets:
+          description: The disks; several if a file system spans them.
+          type: list
+          elements: str
+        mount_points:
+          description: The file systems on them.
+          type: list
+          elements: str
+        types:
+          description: Types of these file systems.
+          type: list
+          elements: str
+          sample: [ext4]
+        allocated_bytes:
+          description: What the host holds for them.
+          type: int
+        used_bytes:
+          description: What these file systems use.
+          type: int
+        excess_bytes:
+          description: The difference.
+          type: int
     findings:
       description:
         - Disks of this domain whose discards are dropped by the host (C(discard-ignored)), and
@@ -226,6 +265,7 @@ def main() -> None:
             "minimum_bytes": {"type": "int", "default": 0},
             "parallel": {"type": "int", "default": 2},
             "timeout": {"type": "int", "default": 600},
+            "untrimmed_min_bytes": {"type": "int", "default": 1 << 30},
         },
         supports_check_mode=True,
     )
@@ -234,6 +274,7 @@ def main() -> None:
         ("parallel", 1, trim.MAX_PARALLEL),
         ("timeout", 1, (1 << 31) - 1),  # libvirt's
         ("minimum_bytes", 0, (1 << 63) - 1),  # the agent's
+        ("untrimmed_min_bytes", 0, (1 << 63) - 1),
     ):
         if not lowest <= params[name] <= highest:
             module.fail_json(msg=f"{name} must be between {lowest} and {highest}.")
@@ -245,6 +286,7 @@ def main() -> None:
                 minimum_bytes=params["minimum_bytes"],
                 timeout=params["timeout"],
                 parallel=params["parallel"],
+                untrimmed_min_bytes=params["untrimmed_min_bytes"],
                 check_mode=module.check_mode,
             )
     except ThinvirtError as error:

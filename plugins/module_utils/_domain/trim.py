@@ -9,7 +9,12 @@ import dataclasses
 import time
 import typing as t
 
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import agent, policy, xml
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import (
+    agent,
+    policy,
+    untrimmed,
+    xml,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import (
     Guest,
     Hypervisor,
@@ -60,6 +65,7 @@ class Outcome:
     guest_os: agent.GuestOs | None = None
     mounts: tuple[agent.MountTrim, ...] = ()
     disks: tuple[DiskTrim, ...] = ()
+    untrimmed: tuple[untrimmed.Untrimmed, ...] = ()
     findings: tuple[Finding, ...] = ()
     seconds: float = 0.0
     error: ThinvirtError | None = None
@@ -86,6 +92,7 @@ class Outcome:
             "guest_os": self.guest_os.result() if self.guest_os else None,
             "mounts": [mount.result() for mount in self.mounts],
             "disks": [disk.result() for disk in self.disks],
+            "untrimmed": [one.result() for one in self.untrimmed],
             "findings": [finding.result() for finding in self.findings],
             "freed_bytes": self.freed_bytes,
             "seconds": round(self.seconds, 2),
@@ -164,6 +171,7 @@ def trim_all(
     minimum_bytes: int,
     timeout: int,
     parallel: int,
+    untrimmed_min_bytes: int,
     check_mode: bool,
 ) -> list[Outcome]:
     """Trim every running guest, so many at a time; the outcomes in the same order.
@@ -171,16 +179,21 @@ def trim_all(
     Whatever goes wrong with one guest is in its outcome and does not touch the others.
 
     :param timeout: seconds for each guest.
+    :param untrimmed_min_bytes: what a trim may leave behind without a finding.
     """
 
     def work(guest: Guest) -> Outcome:
-        return _trim(
+        outcome = _trim(
             hypervisor,
             guest,
             minimum_bytes=minimum_bytes,
             timeout=timeout,
             check_mode=check_mode,
         )
+        if outcome.status == "trimmed":
+            outcome.untrimmed = _left_behind(outcome, min_bytes=untrimmed_min_bytes)
+            outcome.findings += tuple(one.finding(guest.name) for one in outcome.untrimmed)
+        return outcome
 
     with concurrent.futures.ThreadPoolExecutor(max_workers=min(parallel, MAX_PARALLEL)) as pool:
         return list(pool.map(work, guests))
@@ -219,6 +232,22 @@ def _trim(
     finally:
         outcome.seconds = time.monotonic() - begin
     return outcome
+
+
+def _left_behind(outcome: Outcome, *, min_bytes: int) -> tuple[untrimmed.Untrimmed, ...]:
+    """What a trim should have freed and has not; nothing where the agent does not tell."""
+    dropped = {finding.disk for finding in outcome.findings}
+    allocated = {
+        disk.target: disk.allocated_after_bytes
+        for disk in outcome.disks
+        if disk.allocated_after_bytes is not None and disk.target not in dropped
+    }
+    try:
+        answer = outcome.guest.agent("guest-get-fsinfo", {}, timeout=agent.PING_TIMEOUT)
+        addresses = untrimmed.disk_addresses(outcome.guest.live_xml())
+    except ThinvirtError:
+        return ()
+    return untrimmed.find(allocated, untrimmed.parse_fsinfo(answer), addresses, min_bytes=min_bytes)
 
 
 def _paths(hypervisor: Hypervisor, live: xml.Domain) -> dict[str, str]:

@@ -72,7 +72,13 @@ def file(tmp_path):
 
 def trim_all(*guests, check_mode=False, parallel=2):
     return trim.trim_all(
-        Hypervisor(), guests, minimum_bytes=7, timeout=5, parallel=parallel, check_mode=check_mode
+        Hypervisor(),
+        guests,
+        minimum_bytes=7,
+        timeout=5,
+        parallel=parallel,
+        untrimmed_min_bytes=0,
+        check_mode=check_mode,
     )
 
 
@@ -84,6 +90,7 @@ def test_the_agent_is_asked_once_and_told_the_limits(file):
         ("guest-ping", {}, 10),
         ("guest-get-osinfo", {}, 10),
         ("guest-fstrim", {"minimum": 7}, 5),
+        ("guest-get-fsinfo", {}, 10),
     ]
 
 
