@@ -11,7 +11,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._guest.model import T
 FSTAB = r"""
 # /etc/fstab
 UUID=5a-1 / ext4 errors=remount-ro 0 1
-	/dev/mapper/vg-x	/mnt/a\040b	xfs	defaults,X-fstrim.notrim	0	0
+   /dev/mapper/vg-x  /mnt/a\040b   xfs defaults,X-fstrim.notrim  0  0
 LABEL=x /y ext4
 broken line
 """
