@@ -115,6 +115,9 @@ def test_a_volume_group_over_two_disks_is_one_sum():
     assert find({"sda": 4 * GIB, "sdb": GIB}, spanning, other) == ()
     (one,) = find({"sda": 8 * GIB, "sdb": GIB}, other, spanning)
     assert one.targets == ("sda", "sdb")
+    more = fs("dm-1", 0, scsi(1), VIRTIO)
+    (one,) = find({"sda": 8 * GIB, "sdb": GIB, "vda": GIB}, spanning, more, other)
+    assert one.targets == ("sda", "sdb", "vda")
     # the discards of one are dropped by the host, or its blocks can't be counted
     assert find({"sda": 8 * GIB}, spanning, other) == ()
 
