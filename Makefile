@@ -39,8 +39,8 @@ test: setup-test ## everything: static checks, then unit, functional and live te
 bench: setup-test ## time the modules against the bare tools (about 10 min)
 	@$(RUN) python -m bench </dev/null
 
-storm: setup-test ## kill image_compact and image_convert at some 330 moments; what is left? (about 12 min)
-	@$(RUN) THINVIRT_STORM=full pytest -s -m storm tests/functional $(ARGS) </dev/null
+storm: setup-test ## kill the modules at many moments, the guests of other Debians (about 20 min)
+	@$(RUN) THINVIRT_STORM=full pytest -s -m storm tests/functional tests/live $(ARGS) </dev/null
 
 static: lint types sanity
 

@@ -23,14 +23,15 @@ from .errors import LabError, call
 SUITE = "bookworm"
 ROOT_BYTES = 10 << 30
 PACKAGES = (
-    "linux-image-cloud-amd64,initramfs-tools,zstd,systemd-sysv,udev,dbus,qemu-guest-agent,"
+    "initramfs-tools,zstd,systemd-sysv,udev,dbus,qemu-guest-agent,"
     "python3,e2fsprogs,xfsprogs,btrfs-progs,lvm2,cryptsetup-bin,util-linux,kmod"
 )
-# What only some releases have, or need for the same.
+# The kernel, and what only some releases have. The archive of a release that is no longer supported
+# lists security updates of the kernel that it does not hold: there it is the release's own.
 PACKAGES_OF_SUITE = {
-    "bullseye": "cron",
-    "bookworm": "util-linux-extra,cron",
-    "trixie": "util-linux-extra,systemd-cryptsetup,cron",
+    "bullseye": "linux-image-cloud-amd64/bullseye,cron",
+    "bookworm": "linux-image-cloud-amd64,util-linux-extra,cron",
+    "trixie": "linux-image-cloud-amd64,util-linux-extra,systemd-cryptsetup,cron",
 }
 # The block drivers by name: an initrd of everything (MODULES=most) is three times as long to load.
 INITRD_MODULES = "virtio_pci virtio_scsi virtio_blk virtio_console ata_piix sd_mod sr_mod ext4"
