@@ -1,0 +1,320 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The role linux_guest on a guest with one disk of each kind; blocks are counted with stat.
+
+The guest has no network and is reached through its agent.  The tests build on each other in the
+order of this file, as a life of a guest does; each begins by writing and deleting files.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import subprocess
+
+import pytest
+from lab import Disk, GuestSpec
+
+MIB = 1 << 20
+NAME = "lg-kinds"
+WASTE_MIB = 64
+# Target and serial of each disk, and where its file system is mounted.
+DISKS = {
+    "sdb": ("xfs", "/mnt/xfs"),
+    "sdc": ("lvm", "/mnt/lvm"),
+    "sdd": ("luks", "/mnt/luks"),
+    "sde": ("btrfs", "/mnt/btrfs"),
+    "sdf": ("void", "/mnt/void"),
+}
+FOLDERS = {"sda": "/var/tmp"} | {target: path for target, (_serial, path) in DISKS.items()}
+# An initial RAM disk with one driver, which is not virtio_scsi. Compressed, as lsinitramfs takes an
+# archive that is not for microcode that comes before the disk itself.
+MAKE_CPIO = """
+import gzip, os, sys
+def entry(name, mode):
+    numbers = (1, mode, 0, 0, 1, 0, 0, 0, 0, 0, 0, len(name) + 1, 0)
+    head = "070701" + "".join("%08X" % n for n in numbers)
+    text = (head + name).encode() + bytes(1)
+    return text + bytes(-len(text) % 4)
+out = b"".join(entry(n.strip(), os.stat(n.strip()).st_mode) for n in sys.stdin)
+sys.stdout.buffer.write(gzip.compress(out + entry("TRAILER!!!", 0) + bytes(512)))
+"""
+SETUP = """
+set -eu
+disk() { echo "/dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_$1"; }
+mkdir -p /mnt/xfs /mnt/lvm /mnt/luks /mnt/btrfs /mnt/void
+mkfs.xfs -q "$(disk xfs)"
+mkfs.btrfs -q "$(disk btrfs)" 2>/dev/null
+mkfs.ext4 -q -E lazy_itable_init=0 "$(disk void)"
+pvcreate -q "$(disk lvm)"
+vgcreate -q vg "$(readlink -f "$(disk lvm)")"
+lvcreate -q -l 100%VG -n data vg
+mkfs.ext4 -q -E lazy_itable_init=0 /dev/vg/data
+head -c 64 /dev/urandom >/etc/luks.key
+cryptsetup luksFormat -q --pbkdf pbkdf2 --pbkdf-force-iterations 1000 "$(disk luks)" /etc/luks.key
+echo "safe $(disk luks) /etc/luks.key luks,nofail" >/etc/crypttab
+cat >>/etc/fstab <<END
+$(disk xfs) /mnt/xfs xfs nofail 0 0
+/dev/vg/data /mnt/lvm ext4 nofail 0 0
+/dev/mapper/safe /mnt/luks ext4 nofail 0 0
+$(disk void) /mnt/void ext4 nofail,nodiscard 0 0
+END
+systemctl daemon-reload
+systemctl start systemd-cryptsetup@safe
+mkfs.ext4 -q -E lazy_itable_init=0 /dev/mapper/safe
+mount -a
+mount "$(disk btrfs)" /mnt/btrfs
+systemctl mask fstrim.timer
+printf '#!/bin/sh\\n# ours\\nfstrim -av\\n' >/etc/cron.weekly/trim
+sed -i s/virtio_scsi// /usr/share/initramfs-tools/modules.d/lab
+mkdir -p /tmp/i/usr/lib/modules
+touch /tmp/i/usr/lib/modules/virtio_blk.ko
+cd /tmp/i
+find . | python3 -c "$1" >"/boot/initrd.img-$(uname -r)"
+"""
+ROOT = Disk("sda", root=True, discard="unmap")
+TRIM = "Trim the guests of a hypervisor and measure there"
+PLAY = """
+- hosts: guests
+  gather_facts: false
+  roles: [thinvirt.kvm.linux_guest]
+"""
+
+
+@pytest.fixture(scope="module")
+def guest(lab):
+    """All disks pass discards on but sdf, whose discards QEMU drops."""
+    disks = [
+        Disk(
+            target,
+            serial=serial,
+            size_bytes=512 * MIB,
+            discard=None if serial == "void" else "unmap",
+        )
+        for target, (serial, _path) in DISKS.items()
+    ]
+    guest = lab.create(GuestSpec(NAME, disks=(ROOT, *disks), memory_mib=768))
+    try:
+        guest.start()
+        guest.wait_for_agent()
+        guest.run("/bin/sh", "-c", SETUP, "sh", MAKE_CPIO, timeout=180)
+        yield guest
+    finally:
+        guest.destroy()
+        lab.virsh("undefine", NAME)
+
+
+class Run:
+    """An applied role: the tasks that changed something, what it found, and the trims."""
+
+    def __init__(self, report):
+        results = [
+            (task["task"]["name"].rpartition(" : ")[2], task["hosts"]["g1"])
+            for play in report["plays"]
+            for task in play["tasks"]
+            if "g1" in task["hosts"]
+        ]
+        self.changed = {name for name, result in results if result["changed"]}
+        self.calls = [result for name, result in results if name == TRIM]
+        (last,) = [result for name, result in results if name == "See what is left"]
+        self.findings = {finding["id"] for finding in last["findings"]}
+
+
+def apply_role(lab, guest, folder, *options, **variables):
+    """Apply the role to a guest with these variables, its hypervisor being this machine."""
+    g1 = {
+        "ansible_connection": "community.libvirt.libvirt_qemu",
+        "ansible_libvirt_uri": lab.uri,
+        "ansible_host": guest.name,
+        "ansible_python_interpreter": "/usr/bin/python3",
+        "kvm_host": "h1",
+        "kvm_domain": guest.name,
+        "linux_guest_uri": lab.uri,
+        **variables,
+    }
+    h1 = {"ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3"}
+    inventory = {"guests": {"hosts": {"g1": g1}}, "kvm_hosts": {"hosts": {"h1": h1}}}
+    (folder / "inventory.json").write_text(json.dumps(inventory))
+    (folder / "play.yml").write_text(PLAY)
+    done = subprocess.run(
+        ["ansible-playbook", "-i", folder / "inventory.json", *options, folder / "play.yml"],
+        env=os.environ | {"ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Run(json.loads(done.stdout))
+
+
+@pytest.fixture
+def apply(lab, guest, tmp_path):
+    return functools.partial(apply_role, lab, guest, tmp_path)
+
+
+def blocks(guest):
+    return {disk.target: os.stat(disk.path).st_blocks * 512 for disk in guest.spec.disks}
+
+
+def shell(guest, script, timeout=120):
+    return guest.run("/bin/sh", "-c", script, timeout=timeout).stdout
+
+
+def waste(guest, *targets):
+    """Write files and delete them: their blocks stay allocated on the host; returns them all."""
+    for target in targets:
+        path = f"{FOLDERS[target]}/waste"
+        guest.run(
+            "dd", "if=/dev/urandom", f"of={path}", "bs=1M", f"count={WASTE_MIB}", "conv=fsync"
+        )
+        guest.run("rm", path)
+    guest.run("sync")
+    return blocks(guest)
+
+
+def freed_mib(guest, before):
+    return {target: (before[target] - after) / MIB for target, after in blocks(guest).items()}
+
+
+def settings(guest):
+    return shell(
+        guest,
+        "cat /etc/crypttab /etc/initramfs-tools/modules; ls -R /etc/systemd/system /etc/cron.*; "
+        "systemctl is-enabled fstrim.timer; sha256sum /boot/*",
+    )
+
+
+WANTED = {
+    "linux_guest_trim_calendar": "Tue 03:00",
+    "linux_guest_trim_delay_seconds": 7200,
+    "linux_guest_cron_jobs": "remove",
+    "linux_guest_luks_discard": True,
+}
+BROKEN = {
+    "guest-discard-dm-crypt",
+    "guest-timer-off",
+    "guest-mount-not-in-fstab",
+    "guest-mount-nodiscard",
+    "guest-initramfs-without-virtio-scsi",
+}
+
+
+def test_check_mode_tells_and_changes_nothing(guest, apply):
+    before = settings(guest)
+    run = apply("--check", **WANTED)
+    assert settings(guest) == before
+    assert run.findings == BROKEN
+    assert run.changed == {
+        "Say when the timer fires",
+        "Trim what is not in fstab as well, or as the distribution has it",
+        "Have the timer run, now and after a reboot",
+        "Remove scripts that do nothing but fstrim",
+        "Allow discards of the encrypted disks that stop them",
+        "Name the driver in the settings of what makes it",
+    }
+
+
+def test_the_guest_trims_itself_and_what_is_not_in_fstab(guest, apply):
+    run = apply(**WANTED)
+    assert run.findings == {"guest-discard-dm-crypt-reopen", "guest-mount-nodiscard"}
+    assert guest.run("systemctl", "is-enabled", "fstrim.timer").stdout == "enabled\n"
+    assert guest.run("systemctl", "is-active", "fstrim.timer").stdout == "active\n"
+    timer = guest.run("systemctl", "show", "fstrim.timer").stdout
+    assert re.findall(r"OnCalendar=([^;]*) ;", timer) == ["Tue *-*-* 03:00:00"]
+    assert "RandomizedDelayUSec=2h\n" in timer
+    assert "luks,nofail,discard\n" in shell(guest, "cat /etc/crypttab")
+    assert shell(guest, "ls /etc/cron.weekly | grep trim || :") == ""
+    listing = shell(guest, "lsinitramfs /boot/initrd.img-$(uname -r)")
+    assert "/virtio_scsi.ko" in listing
+    assert "usr/sbin/modprobe\n" in listing, "a whole one"
+
+    before = waste(guest, "sda", "sdb", "sdc", "sdd", "sde")
+    guest.run("systemctl", "start", "fstrim.service", timeout=120)
+    freed = freed_mib(guest, before)
+    for target in ("sda", "sdb", "sdc", "sde"):
+        assert freed[target] > 0.9 * WASTE_MIB, (target, freed)
+    assert freed["sdd"] < 1, "LUKS was opened without discards"
+    assert freed["sdf"] < 1, "QEMU drops those of sdf"
+
+
+def test_luks_passes_discards_once_it_is_opened_anew(guest):
+    before = blocks(guest)
+    shell(
+        guest,
+        "umount /mnt/luks && systemctl daemon-reload && systemctl restart systemd-cryptsetup@safe "
+        "&& mount /mnt/luks && fstrim /mnt/luks",
+    )
+    assert freed_mib(guest, before)["sdd"] > 0.9 * WASTE_MIB
+
+
+def test_a_guest_that_trimmed_into_the_void(lab, guest, apply, tmp_path):
+    """It is also the second run: nothing but this is changed."""
+    before = waste(guest, "sdf")
+    assert "0 B" not in guest.run("fstrim", "-v", "/mnt/void").stdout
+    assert freed_mib(guest, before)["sdf"] < 1
+    let_discards_through(lab, guest, tmp_path)
+    assert guest.run("fstrim", "-v", "/mnt/void").stdout.startswith("/mnt/void: 0 B")
+    assert freed_mib(guest, before)["sdf"] < 1
+
+    run = apply(
+        **WANTED,
+        linux_guest_trim_now=True,
+        linux_guest_untrimmed="remount",
+        linux_guest_untrimmed_min_bytes=16 * MIB,
+    )
+    first, second = [call["domains"][0] for call in run.calls]
+    (left,) = [one for one in first["untrimmed"] if one["targets"] == ["sdf"]]
+    assert left["mount_points"] == ["/mnt/void"]
+    assert abs(left["allocated_bytes"] - before["sdf"]) < MIB
+    assert [one for one in second["untrimmed"] if one["targets"] == ["sdf"]] == []
+    assert freed_mib(guest, before)["sdf"] > 0.9 * WASTE_MIB
+    assert "/mnt/void ext4 rw,relatime" in shell(guest, "cat /proc/mounts")
+    assert run.changed <= {TRIM, "Mount the file systems anew"}
+    assert run.findings == {"guest-mount-nodiscard"}
+
+
+def let_discards_through(lab, guest, tmp_path):
+    """Save and restore with discard on sdf: the guest does not notice, its mounts stay."""
+    saved, xml = tmp_path / "saved", tmp_path / "saved.xml"
+    lab.virsh("save", guest.name, str(saved), timeout=120)
+    text = lab.virsh("save-image-dumpxml", "--security-info", str(saved))
+    path = re.escape(str(guest.disk("sdf").path))
+    text, times = re.subn(
+        rf"<driver name='qemu' type='qcow2'/>(\s*<source file='{path}')",
+        r"<driver name='qemu' type='qcow2' discard='unmap'/>\1",
+        text,
+    )
+    assert times == 1
+    xml.write_text(text)
+    lab.virsh("restore", str(saved), "--xml", str(xml), timeout=120)
+    guest.wait_for_agent()
+
+
+def other_release(lab, tmp_path, suite):
+    """In short: it trims itself, and a second run changes nothing."""
+    guest = lab.create(GuestSpec(f"lg-{suite}", suite=suite, disks=(ROOT,)))
+    try:
+        guest.start()
+        guest.wait_for_agent()
+        assert apply_role(lab, guest, tmp_path).findings == set()
+        assert guest.run("systemctl", "is-enabled", "fstrim.timer").stdout == "enabled\n"
+        assert guest.run("systemctl", "is-active", "fstrim.timer").stdout == "active\n"
+        before = waste(guest, "sda")
+        guest.run("systemctl", "start", "fstrim.service", timeout=120)
+        assert freed_mib(guest, before)["sda"] > 0.9 * WASTE_MIB
+        assert apply_role(lab, guest, tmp_path).changed == set()
+    finally:
+        guest.destroy()
+        lab.virsh("undefine", guest.name)
+
+
+if os.environ.get("THINVIRT_STORM") == "full":  # minutes each, so only make storm runs them
+
+    @pytest.mark.storm
+    @pytest.mark.parametrize("suite", ["bullseye", "trixie"])
+    def test_other_releases_of_debian(lab, tmp_path, suite):
+        other_release(lab, tmp_path, suite)
