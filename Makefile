@@ -10,6 +10,8 @@ MAKEFLAGS += --no-print-directory
 export PYTHON ?= /usr/bin/python3
 # Arguments for pytest, such as: make unit ARGS='-k header -x'
 ARGS ?=
+# Half of the time a test waits, for a guest or a disk.
+SIDE_BY_SIDE := --numprocesses=2 --dist=loadgroup --no-loadscope-reorder
 RUN := . tools/env.sh;
 SCRIPTS := tools/setup tools/sanity tools/env.sh $(wildcard tools/lab/*.sh) .ci/run
 
@@ -34,7 +36,7 @@ test: setup-test ## everything: static checks, then unit, functional and live te
 	@echo "==> Static checks: lint, types, sanity (about 1 min; 2 min the first time)"
 	@$(MAKE) -j2 --output-sync=target static
 	@echo "==> Functional, live and unit tests (about 18 min without KVM)"
-	@$(RUN) pytest tests $(ARGS) </dev/null
+	@$(RUN) pytest tests $(SIDE_BY_SIDE) $(ARGS) </dev/null
 
 bench: setup-test ## time the modules against the bare tools (about 10 min)
 	@$(RUN) python -m bench </dev/null
