@@ -172,6 +172,30 @@ def set_time(guest: Agent, *, nanoseconds: int, timeout: int) -> None:
     guest.agent("guest-set-time", {"time": nanoseconds}, timeout=timeout)
 
 
+def is_frozen(guest: Agent) -> bool:
+    """Whether file systems are frozen, as far as the agent knows: by its own command."""
+    return bool(guest.agent("guest-fsfreeze-status", {}, timeout=PING_TIMEOUT) == "frozen")
+
+
+def freeze(guest: Agent, *, timeout: int) -> int:
+    """Freeze all file systems; how many the guest says that it were.
+
+    :param timeout: seconds; the guest may freeze them when they are over, so thaw in any case.
+    :raises AgentError: no agent, no answer in time, or nonsense.
+    """
+    frozen = _count(guest.agent("guest-fsfreeze-freeze", {}, timeout=timeout))
+    if frozen is None:
+        raise AgentError(
+            f"The guest agent of domain {guest.name} answered guest-fsfreeze-freeze with no number."
+        )
+    return frozen
+
+
+def thaw(guest: Agent, *, timeout: int) -> None:
+    """Thaw what is frozen; nothing if nothing is."""
+    guest.agent("guest-fsfreeze-thaw", {}, timeout=timeout)
+
+
 def _text(value: t.Any) -> str:
     """On one line and printable: it goes to logs and terminals."""
     return shown(value[:MAX_TEXT].strip()) if isinstance(value, str) else ""

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The one file that talks to libvirt.
+"""The file that talks to libvirt; ``backup_calls`` is a part of it.
 
 A module opens one :class:`Hypervisor`, works on as many :class:`Guest` objects as
 it likes, and closes it.  Every libvirt error becomes a :class:`HypervisorError` or an
@@ -14,6 +14,9 @@ import dataclasses
 import json
 import typing as t
 
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.backup_calls import (
+    BackupCalls,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.policy import (
     Version,
     Versions,
@@ -96,7 +99,7 @@ class State:
     paused_on_purpose: bool
 
 
-class Guest:
+class Guest(BackupCalls):
     """One domain on an open connection.  Safe to use from several threads."""
 
     def __init__(self, domain: t.Any, uri: str) -> None:

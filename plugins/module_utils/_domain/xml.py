@@ -82,6 +82,8 @@ class Domain:
     :param restart_note: the process that has shut the guest down for its work; see ``restart``.
     :param saved_note: JSON of the disk settings that the guest ran with when that process saved
         it instead, empty if it did not; see ``save_restore``.
+    :param emulator: path of QEMU.
+    :param nvram: file with the variables of its firmware; empty if it has none.
     """
 
     name: str
@@ -96,6 +98,8 @@ class Domain:
     on_poweroff: str = "destroy"
     restart_note: str = ""
     saved_note: str = ""
+    emulator: str = ""
+    nvram: str = ""
 
     def disk(self, target: str) -> Disk | None:
         return next((disk for disk in self.disks if disk.target == target), None)
@@ -158,7 +162,16 @@ def parse_domain(text: str) -> Domain:
         on_poweroff=tree.findtext("on_poweroff") or "destroy",
         restart_note=note.get("process", "") if note is not None else "",
         saved_note=note.get("saved", "") if note is not None else "",
+        emulator=tree.findtext("devices/emulator") or "",
+        nvram=(tree.findtext("os/nvram") or "").strip(),
     )
+
+
+def offers_backup(capabilities: str) -> bool | None:
+    """Whether a domain's capabilities speak of backup jobs; None if they say nothing of them."""
+    parser = etree.XMLParser(resolve_entities=False, no_network=True)
+    found = etree.fromstring(capabilities.encode("utf-8"), parser).find("features/backup")
+    return None if found is None else found.get("supported") == "yes"
 
 
 def with_settings(text: str, wanted: t.Mapping[str, DiskSettings]) -> str:

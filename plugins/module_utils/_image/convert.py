@@ -184,6 +184,18 @@ def convert(
         raise failure(dest, "written", error) from error
 
 
+def sources_of(src: str, request: Request) -> tuple[Identity, ...] | None:
+    """An image and the files that it depends on, to tell later whether one was written to.
+
+    :returns: None for a block device, which does not tell.
+    :raises ThinvirtError: it can't be read.
+    """
+    with open_image(src) as image:
+        header = read_open_header(image, path=src, image_format=request.src_format)
+        work = _Conversion(image, header, "", request=request, stages=Stages())
+        return None if work.block_device else tuple(work.sources)
+
+
 def _convert(
     src: str,
     dest: str,
@@ -246,7 +258,7 @@ class _Conversion:
         *,
         request: Request,
         stages: Stages,
-        runner: Runner,
+        runner: Runner = run,
     ) -> None:
         self.image = image
         self.header = header

@@ -70,6 +70,13 @@ def image_spec(
     return f"json:{json.dumps(node)}"
 
 
+def nbd_spec(socket: str, export: str) -> str:
+    """Name what a QEMU exports over NBD; read as raw, whatever the guest wrote into it."""
+    server = {"type": "unix", "path": socket}
+    node = {"driver": "raw", "file": {"driver": "nbd", "server": server, "export": export}}
+    return f"json:{json.dumps(node)}"
+
+
 def info_argv(program: str, spec: str, *, force_share: bool) -> list[str]:
     """``qemu-img info``; with ``force_share`` also of an image that a guest writes to."""
     return [program, "info", "--output=json", *(["-U"] if force_share else []), spec]
@@ -115,6 +122,7 @@ class Copy:
     :param compressed: compress the clusters.
     :param bitmaps: take the persistent bitmaps along.
     :param sparse: leave out zeros; otherwise they are written.
+    :param bandwidth_bytes: read no more than so many a second; 0 for as many as can be.
     """
 
     format: str
@@ -122,6 +130,7 @@ class Copy:
     compressed: bool = False
     bitmaps: bool = False
     sparse: bool = True
+    bandwidth_bytes: int = 0
 
 
 def convert_argv(program: str, spec: str, target: str, *, copy: Copy) -> list[str]:
@@ -140,6 +149,7 @@ def convert_argv(program: str, spec: str, target: str, *, copy: Copy) -> list[st
         *(("-c",) if copy.compressed else ()),
         *(("--bitmaps",) if copy.bitmaps else ()),
         *(() if copy.sparse else ("-S", "0")),
+        *(("-r", str(copy.bandwidth_bytes)) if copy.bandwidth_bytes else ()),
         *(spec, target),
     ]
 

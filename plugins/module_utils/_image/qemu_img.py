@@ -111,13 +111,7 @@ class QemuImg:
         :raises CommandError: it failed; the target holds part of a copy then.
         """
         argv = convert_argv(self._path(), spec, target, copy=copy)
-        read = progress_reader(report)
-
-        def follow(piece: bytes) -> None:
-            read(piece)
-            watch()
-
-        completed = self._run(argv, pass_fds=pass_fds, on_output=follow)
+        completed = self._run(argv, pass_fds=pass_fds, on_output=_watching(report, watch))
         if completed.rc != 0:
             raise _failed(argv, completed)
 
@@ -138,13 +132,15 @@ class QemuImg:
         *,
         pass_fds: t.Sequence[int],
         report: t.Callable[[float], None],
+        watch: t.Callable[[], None] = lambda: None,
     ) -> bool:
         """Whether two images have the same content.
 
+        :param watch: called at least every second; what it raises ends the comparison.
         :raises CommandError: one can't be read.
         """
         argv = compare_argv(self._path(), spec, other)
-        completed = self._run(argv, pass_fds=pass_fds, on_output=progress_reader(report))
+        completed = self._run(argv, pass_fds=pass_fds, on_output=_watching(report, watch))
         if completed.rc not in (0, 1):
             raise _failed(argv, completed)
         return completed.rc == 0
@@ -162,6 +158,18 @@ class QemuImg:
         if completed.rc != 0:
             raise _failed(argv, completed)
         return completed.stdout
+
+
+def _watching(
+    report: t.Callable[[float], None], watch: t.Callable[[], None]
+) -> t.Callable[[bytes], None]:
+    read = progress_reader(report)
+
+    def follow(piece: bytes) -> None:
+        read(piece)
+        watch()
+
+    return follow
 
 
 def _failed(argv: t.Sequence[str], completed: Completed) -> CommandError:

@@ -1,0 +1,476 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Versions of a domain's disks: ``FOLDER/DOMAIN/TIME/``, each whole, with a manifest of its files.
+
+A version is made as ``.TIME.partial`` and renamed when all of it is on the disk; what is called so
+while nobody holds the domain's lock is what a killed run has left.  A version that is to be removed
+gets such a name first, so that no half of one is ever taken for a whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import re
+import stat
+import time
+import typing as t
+
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
+    ImageError,
+    RefusedError,
+    ThinvirtError,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import (
+    Identity,
+    open_journal,
+    peek,
+    sync_folder,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import (
+    find_holders,
+    probe_locks,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import (
+    StoppedError,
+    signals_wait,
+    stop_if_asked,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.folders import (
+    make_private,
+    remove_flat,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
+
+MANIFEST = "manifest.json"
+MADE_BY = "thinvirt.kvm.domain_backup"
+#: Of the manifest; a later one may mean something else.
+FORMAT = 1
+_MAX_MANIFEST_BYTES = 16 << 20
+_TIME = "%Y%m%dT%H%M%SZ"
+_VERSION = re.compile(r"[0-9]{8}T[0-9]{6}Z")
+_PARTIAL = re.compile(r"\.[0-9]{8}T[0-9]{6}Z\.partial")
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MAX_NAME_BYTES = 255
+
+
+def folder_name(domain: str) -> str:
+    """The folder of a domain; two domains never have the same one (pure).
+
+    A name may hold anything but a slash, and may begin with a dot; what is not printable, ``%`` and
+    a leading dot become ``%XX``.
+
+    :raises RefusedError: it is longer than a file's name may be.
+    """
+    safe = "".join(
+        character
+        if character.isprintable() and character not in "/%"
+        else "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogateescape"))
+        for character in domain
+    )
+    if safe.startswith("."):
+        safe = f"%2E{safe[1:]}"
+    if not safe or len(os.fsencode(safe)) > _MAX_NAME_BYTES:
+        raise RefusedError(
+            f"{shown(domain[:100])} is too long a name for a folder; nothing was changed.",
+            remedy="Give the domain a shorter one (virsh domrename).",
+        )
+    return safe
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredFile:
+    """A file of a version, as it was left.
+
+    :param mtime_ns: with the size it tells that nobody has changed it; nanoseconds.
+    """
+
+    name: str
+    size_bytes: int
+    mtime_ns: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredDisk:
+    """A disk of a version.
+
+    :param options: what it was made with, as for ``qemu-img create -o``.
+    :param sources: the images that it was copied from, with the domain shut off; the same while
+        nobody has written to them.
+    """
+
+    target: str
+    file: str
+    format: str
+    virtual_size_bytes: int
+    source: str
+    options: t.Mapping[str, t.Any] = dataclasses.field(default_factory=dict)
+    sources: t.Sequence[Identity] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a restore needs to know.
+
+    :param created: UTC, such as ``20261124T204455Z``; the version's name.
+    :param consistency: ``off``: the domain was shut off; ``frozen``: its file systems were at rest;
+        ``crash``: as after a power failure.
+    :param freeze: what the guest agent did about it.
+    :param xml: the domain's configuration.
+    :param with_secrets: it holds passwords.
+    :param verified: how the copies were.
+    :param versions: of libvirt and QEMU.
+    :param nvram: file with the variables of the firmware; empty if there is none.
+    """
+
+    created: str
+    domain: str
+    uuid: str
+    consistency: str
+    freeze: t.Mapping[str, t.Any]
+    xml: str
+    with_secrets: bool
+    verified: str
+    versions: t.Mapping[str, str]
+    disks: t.Sequence[StoredDisk]
+    files: t.Sequence[StoredFile]
+    nvram: str = ""
+    made_by: str = MADE_BY
+    format: int = FORMAT
+
+    def file(self, name: str) -> StoredFile:
+        return next(file for file in self.files if file.name == name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Version:
+    """A whole version."""
+
+    path: str
+    manifest: Manifest
+
+
+def parse_manifest(text: str | bytes) -> Manifest:
+    """Read a manifest, whoever wrote it (pure).
+
+    :raises ImageError: it is none that this release understands.
+    """
+    try:
+        fields = json.loads(text)
+        disks = [
+            StoredDisk(**{**disk, "sources": tuple(Identity(**s) for s in disk["sources"])})
+            for disk in fields["disks"]
+        ]
+        files = [StoredFile(**file) for file in fields["files"]]
+        manifest = Manifest(**{**fields, "disks": tuple(disks), "files": tuple(files)})
+        _check(manifest)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ImageError(f"It is no manifest of {MADE_BY}: {error}.") from error
+    return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """Names lead nowhere else, and types are what they are said to be.
+
+    :raises ValueError: not so.
+    """
+    if manifest.made_by != MADE_BY or manifest.format != FORMAT:
+        raise ValueError(f"made by {manifest.made_by!r}, format {manifest.format!r}")
+    texts = (manifest.created, manifest.domain, manifest.uuid, manifest.xml, manifest.nvram)
+    if not all(isinstance(text, str) for text in (*texts, manifest.consistency)):
+        raise ValueError("a text is none")
+    names = [file.name for file in manifest.files]
+    wanted = [disk.file for disk in manifest.disks] + ([manifest.nvram] if manifest.nvram else [])
+    if sorted(names) != sorted(wanted) or len(set(names)) != len(names):
+        raise ValueError("the files are not those of the disks")
+    for file in manifest.files:
+        if not _FILE.fullmatch(file.name) or not _SHA256.fullmatch(file.sha256):
+            raise ValueError(f"{file.name!r} or its checksum is none")
+        if not isinstance(file.size_bytes, int) or not isinstance(file.mtime_ns, int):
+            raise ValueError(f"the size of {file.name!r} is none")
+    for disk in manifest.disks:
+        if disk.format != "qcow2" or not re.fullmatch("[A-Za-z0-9]{1,32}", disk.target):
+            raise ValueError(f"disk {disk.target!r} of format {disk.format!r}")
+
+
+def read_manifest(folder: str) -> Manifest:
+    """The manifest of a version.
+
+    :raises ThinvirtError: there is none, or none that can be understood.
+    """
+    path = os.path.join(folder, MANIFEST)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise ImageError(f"{shown(path)} is no regular file.")
+            text = file.read(_MAX_MANIFEST_BYTES)
+    except OSError as error:
+        raise failure(path, "read", error) from error
+    try:
+        return parse_manifest(text)
+    except ImageError as error:
+        raise ImageError(f"{shown(path)} cannot be used. {error.message}") from error
+
+
+def versions_of(folder: str, *, uuid: str) -> list[Version]:
+    """A domain's versions that we have made and nobody has changed, the oldest first."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for name in sorted(os.listdir(folder)):
+            path = os.path.join(folder, name)
+            if not _VERSION.fullmatch(name) or os.path.islink(path):
+                continue
+            try:
+                manifest = read_manifest(path)
+            except StoppedError:
+                raise
+            except ThinvirtError:
+                continue  # not ours, or broken: nothing of it is touched
+            if manifest.uuid == uuid and is_untouched(path, manifest):
+                found.append(Version(path, manifest))
+    # One that was made before the clock was set back is no newer than those made since.
+    now = time.strftime(_TIME, time.gmtime())
+    return sorted(found, key=lambda v: (v.manifest.created <= now, v.manifest.created))
+
+
+def is_untouched(path: str, manifest: Manifest) -> bool:
+    """Whether a version holds its files as they were left, and nothing else."""
+    try:
+        if sorted(os.listdir(path)) != sorted([MANIFEST, *(f.name for f in manifest.files)]):
+            return False
+        for file in manifest.files:
+            status = os.lstat(os.path.join(path, file.name))
+            as_left = (file.size_bytes, file.mtime_ns) == (status.st_size, status.st_mtime_ns)
+            if not stat.S_ISREG(status.st_mode) or not as_left:
+                return False
+    except OSError:
+        return False
+    return True
+
+
+def doomed(versions: t.Sequence[Version], *, keep: int, fresh: int) -> list[Version]:
+    """The versions that are too many (pure).
+
+    :param keep: so many stay; 0 for all.
+    :param fresh: so many were made besides, and stay.
+    """
+    surplus = len(versions) + fresh - keep
+    return list(versions[:surplus]) if keep and surplus > 0 else []
+
+
+def leftovers(folder: str) -> list[str]:
+    """Versions in the making: of another run, or of one that was killed."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    return [os.path.join(folder, name) for name in sorted(names) if _PARTIAL.fullmatch(name)]
+
+
+@contextlib.contextmanager
+def domain_folder(folder: str) -> t.Iterator[str]:
+    """Have a domain's folder to oneself, made if it isn't there; remove what killed runs have left.
+
+    :yields: what was removed, for people; empty if nothing was.
+    :raises RefusedError: another run makes a version of this domain.
+    :raises ThinvirtError: it can't be made.
+    """
+    if not os.path.isdir(folder) or os.path.islink(folder):
+        make_private(folder)
+        _sync(os.path.dirname(folder))
+    try:
+        with open_journal(os.path.join(folder, "version")):
+            left = leftovers(folder)
+            for path in left:
+                remove_flat(path)
+            yield "A version that was never finished was removed." if left else ""
+    finally:
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)  # if there is nothing in it
+
+
+def peek_folder(folder: str) -> str:
+    """What :func:`domain_folder` would yield; nothing is changed.
+
+    :raises RefusedError: another run makes a version of this domain.
+    """
+    if not os.path.isdir(folder):
+        return ""
+    peek(os.path.join(folder, "version"))
+    return "A version that was never finished would be removed." if leftovers(folder) else ""
+
+
+@dataclasses.dataclass
+class Partial:
+    """A version in the making.
+
+    :param path: its folder for now.
+    :param final: the folder's name when it is whole.
+    """
+
+    path: str
+    final: str
+
+    @property
+    def created(self) -> str:
+        return os.path.basename(self.final)
+
+    def finish(self, manifest: Manifest) -> Version:
+        """Give it its name; from now on it is a version.
+
+        :raises ThinvirtError: it can't be; it is none.
+        """
+        path = os.path.join(self.path, MANIFEST)
+        text = json.dumps(dataclasses.asdict(manifest), indent=2) + "\n"
+        parse_manifest(text)  # what we could not read ourselves is of no use
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            with open(os.open(path, flags, 0o600), "w", encoding="ascii") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            sync_folder(self.path)
+            os.rename(self.path, self.final)
+            sync_folder(os.path.dirname(self.final))
+        except OSError as error:
+            raise failure(self.final, "finished", error) from error
+        return Version(self.final, manifest)
+
+
+@contextlib.contextmanager
+def new_version(folder: str) -> t.Iterator[Partial]:
+    """Make a version; removed unless it is finished.  The folder's lock is held.
+
+    :raises ThinvirtError: it can't be made.
+    """
+    moment = int(time.time())
+    while True:  # two versions may fall into one second
+        final = os.path.join(folder, time.strftime(_TIME, time.gmtime(moment)))
+        if not os.path.lexists(final):
+            break
+        moment += 1
+    partial = Partial(os.path.join(folder, f".{os.path.basename(final)}.partial"), final)
+    make_private(partial.path)
+    try:
+        yield partial
+    finally:
+        with signals_wait():
+            remove_flat(partial.path)
+
+
+def stored_file(path: str, *, report: t.Callable[[float], None]) -> StoredFile:
+    """A file with its checksum, on the disk by now.
+
+    :param report: takes the per cent that were read.
+    :raises ThinvirtError: it can't be read, or the disk fails.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(fd, "rb", buffering=0) as file:
+            os.fsync(fd)
+            checksum = sha256_of(file, report=report)
+            status = os.fstat(fd)
+    except OSError as error:
+        raise failure(path, "read", error) from error
+    return StoredFile(os.path.basename(path), status.st_size, status.st_mtime_ns, checksum)
+
+
+def sha256_of(file: t.BinaryIO | t.Any, *, report: t.Callable[[float], None]) -> str:
+    """The checksum of an open file, from its beginning.
+
+    :raises OSError: it can't be read.
+    """
+    digest = hashlib.sha256()
+    size = os.fstat(file.fileno()).st_size
+    done = 0
+    while piece := file.read(1 << 20):
+        digest.update(piece)
+        done += len(piece)
+        stop_if_asked()
+        report(100.0 * done / size if size else 100.0)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def being_read(path: str) -> t.Iterator[None]:
+    """Keep a version from being removed while it is read.
+
+    :raises ThinvirtError: it can't be opened.
+    """
+    manifest = os.path.join(path, MANIFEST)
+    try:
+        fd = os.open(manifest, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise failure(manifest, "opened", error) from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(fd)
+
+
+def remove_version(version: Version, *, check_mode: bool) -> None:
+    """Remove a version of ours that nobody reads.
+
+    :raises RefusedError: somebody reads it; it is left as it is.
+    :raises ThinvirtError: it can't be removed.
+    """
+    manifest = os.path.join(version.path, MANIFEST)
+    partial = os.path.join(
+        os.path.dirname(version.path), f".{os.path.basename(version.path)}.partial"
+    )
+    try:
+        fd = os.open(manifest, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            _refuse_readers(version, fd)
+            if not check_mode:
+                os.rename(version.path, partial)
+                sync_folder(os.path.dirname(version.path))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise failure(version.path, "removed", error) from error
+    if not check_mode:
+        remove_flat(partial)
+
+
+def _refuse_readers(version: Version, manifest_fd: int) -> None:
+    try:
+        fcntl.flock(manifest_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise _read_now(version.path, "a restore") from error
+    keys = {}
+    for disk in version.manifest.disks:
+        path = os.path.join(version.path, disk.file)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(fd)
+            keys[status.st_dev, status.st_ino] = path
+            if probe_locks(fd).used:
+                raise _read_now(path, "a program of QEMU's")
+        finally:
+            os.close(fd)
+    for key, holders in find_holders(list(keys)).items():
+        for holder in holders:
+            raise _read_now(keys[key], f"{holder.command} ({holder.pid})")
+
+
+def _read_now(path: str, reader: str) -> RefusedError:
+    return RefusedError(
+        f"{shown(path)} is read by {reader}, and so was not removed.",
+        remedy="The next run removes it.",
+    )
+
+
+def _sync(folder: str) -> None:
+    try:
+        sync_folder(folder)
+    except OSError as error:
+        raise failure(folder, "flushed", error) from error
