@@ -24,6 +24,7 @@ with patch_module_args(json.load(sys.stdin)):
 
 def run_module(
     name: str,
+    /,
     *,
     check: bool = False,
     patience: int = 120,

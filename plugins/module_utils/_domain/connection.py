@@ -31,6 +31,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.xml import (
     NOTE_NAMESPACE,
     Disk,
     note_element,
+    parse_domain,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     AgentError,
@@ -441,6 +442,16 @@ class Hypervisor:
         except libvirt.libvirtError as error:
             return str(error)
         return ""
+
+    def define_new(self, xml: str) -> Guest:
+        """Define a domain that does not exist yet.
+
+        :raises HypervisorError: libvirt refuses, or it does: then nothing was changed.
+        """
+        name = parse_domain(xml).name
+        if any(guest.name == name for guest in self.guests(["*"])):
+            raise HypervisorError(f"There is a domain {name} already.")
+        return self.define(xml)
 
     def refresh_pools(self, paths: t.Iterable[str]) -> None:
         """Have each storage pool that one of these files is a volume of look at it anew.

@@ -163,7 +163,7 @@ def parse_domain(text: str) -> Domain:
         restart_note=note.get("process", "") if note is not None else "",
         saved_note=note.get("saved", "") if note is not None else "",
         emulator=tree.findtext("devices/emulator") or "",
-        nvram=(tree.findtext("os/nvram") or "").strip(),
+        nvram=_nvram(tree),
     )
 
 
@@ -251,6 +251,13 @@ def remove_if_empty(parent: t.Any, child: t.Any) -> None:
     """Take a child out that says nothing any more."""
     if not child.attrib and not len(child) and not (child.text or "").strip():
         remove_child(parent, child)
+
+
+def _nvram(tree: t.Any) -> str:
+    source = tree.find("os/nvram/source")
+    if source is not None:
+        return str(source.get("file", ""))
+    return (tree.findtext("os/nvram") or "").strip()
 
 
 def _attribute(element: t.Any, child: str, name: str) -> str:

@@ -225,7 +225,7 @@ def versions_of(folder: str, *, uuid: str) -> list[Version]:
     with contextlib.suppress(FileNotFoundError):
         for name in sorted(os.listdir(folder)):
             path = os.path.join(folder, name)
-            if not _VERSION.fullmatch(name) or os.path.islink(path):
+            if not is_version_name(name) or os.path.islink(path):
                 continue
             try:
                 manifest = read_manifest(path)
@@ -263,6 +263,10 @@ def doomed(versions: t.Sequence[Version], *, keep: int, fresh: int) -> list[Vers
     """
     surplus = len(versions) + fresh - keep
     return list(versions[:surplus]) if keep and surplus > 0 else []
+
+
+def is_version_name(name: str) -> bool:
+    return bool(_VERSION.fullmatch(name))
 
 
 def leftovers(folder: str) -> list[str]:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,7 @@ from backup_lab import assert_nothing_left, assert_whole, backup, entry, version
 from compact_lab import answer, start, wait_for
 from image_lab import qemu_io, run
 from lab import Disk, GuestSpec
-from support import assert_explains
+from support import assert_explains, run_module
 
 MIB = 1 << 20
 
@@ -97,3 +95,332 @@ def test_check_then_run_then_again(lab, domain, folder, running):
         assert not backup(lab, folder, guest.name, check=True)["changed"]
         qemu_io(guest.disk("sda").path, "write -P 9 0 1M")
         assert entry(backup(lab, folder, guest.name))["changed"]
+
+
+def test_only_too_many_versions_of_our_own_are_removed(lab, domain, folder):
+    guest = domain()
+    lab.virsh("start", guest.name, "--paused")
+    first = entry(backup(lab, folder, guest.name))["version"]
+    changed = entry(backup(lab, folder, guest.name))["version"]
+    os.utime(Path(changed, "sda.qcow2"))
+    foreign = Path(folder, guest.name, "20200101T000000Z")
+    foreign.mkdir()
+    (foreign / "manifest.json").write_text("{}")
+    third = entry(backup(lab, folder, guest.name))["version"]
+
+    checked = entry(backup(lab, folder, guest.name, keep=2, check=True))
+    made = entry(backup(lab, folder, guest.name, keep=2))
+    assert checked["removed"] == made["removed"] == [first]
+    left = [foreign, changed, third, made["version"]]
+    assert versions(folder, guest.name) == sorted(os.path.basename(path) for path in left)
+    assert_nothing_left(lab, guest, folder)
+
+
+def test_a_version_that_is_read_is_not_removed(lab, domain, folder):
+    guest = domain()
+    lab.virsh("start", guest.name, "--paused")
+    first = entry(backup(lab, folder, guest.name))["version"]
+    with open(Path(first, "vdb.qcow2"), "rb"):
+        result = backup(lab, folder, guest.name, keep=1)
+    assert_explains(result, f"is read by pytest ({os.getpid()})", "was not removed")
+    assert len(versions(folder, guest.name)) == 2
+    assert_whole(first)
+    assert entry(backup(lab, folder, guest.name, keep=1))["removed"] != []
+    assert len(versions(folder, guest.name)) == 1
+
+
+def foreign_job(lab, guest, folder):
+    """Another tool's backup job, and what is to be seen of it."""
+    job = folder / "job.xml"
+    scratch = lab.state / "tmp" / "foreign"
+    job.write_text(
+        "<domainbackup mode='pull'><server transport='unix' "
+        f"socket='{lab.state}/tmp/foreign.sock'/><disks><disk name='sda' backup='yes' type='file'>"
+        f"<scratch file='{scratch}'/></disk><disk name='vdb' backup='no'/></disks></domainbackup>"
+    )
+    lab.virsh("backup-begin", guest.name, str(job))
+    job.unlink()
+    return scratch
+
+
+def test_another_programs_backup_is_left_alone(lab, domain, folder):
+    guest = domain()
+    lab.virsh("start", guest.name, "--paused")
+    scratch = foreign_job(lab, guest, folder)
+    before = lab.virsh("backup-dumpxml", guest.name)
+    for check in (True, False):
+        result = backup(lab, folder, guest.name, check=check)
+        assert_explains(
+            result, "Another program is backing up", str(scratch), "nothing was changed"
+        )
+        assert lab.virsh("backup-dumpxml", guest.name) == before
+    assert versions(folder, guest.name) == []
+    lab.virsh("domjobabort", guest.name)
+    assert entry(backup(lab, folder, guest.name))["changed"]
+
+
+def test_a_block_job_is_left_alone(lab, domain, folder):
+    guest = domain()
+    lab.virsh("start", guest.name, "--paused")
+    copy = lab.state / "tmp" / "copy.qcow2"
+    lab.virsh("blockcopy", guest.name, "sda", str(copy), "--transient-job", "--format", "qcow2")
+    assert_explains(backup(lab, folder, guest.name), "block job on disk sda", "nothing was changed")
+    assert "sda" in lab.virsh("blockjob", guest.name, "sda", "--info") or copy.exists()
+    lab.virsh("blockjob", guest.name, "sda", "--abort")
+
+
+def test_checkpoints_stay(lab, domain, folder):
+    guest = domain(second="qcow2")
+    lab.virsh("start", guest.name, "--paused")
+    lab.virsh("checkpoint-create-as", guest.name, "monday")
+    before = lab.virsh("checkpoint-dumpxml", guest.name, "monday", "--size")
+    assert entry(backup(lab, folder, guest.name))["changed"]
+    assert lab.virsh("checkpoint-dumpxml", guest.name, "monday", "--size") == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"disks": ["vdz"]}, ["has a disk vdz"]),
+        ({"disks": ["sda", "sda"]}, ["names sda twice"]),
+        ({"domains": ["nobody"]}, ["no domain nobody"]),
+        ({"dest_dir": "/nonexistent"}, ["is no folder", "Make it first"]),
+        ({"dest_dir": "relative"}, ["not the absolute path"]),
+        ({"scratch_dir": "/nonexistent"}, ["is no folder"]),
+        ({"min_free_bytes": 1 << 60}, ["bytes free, less than min_free_bytes"]),
+        ({"quiesce": "required"}, ["No guest agent", "quiesce=auto"]),
+        ({"keep": -1}, ["keep must be at least 0"]),
+        ({"timeout": 0}, ["timeout"]),
+        ({"uri": "qemu+ssh://elsewhere/system"}, ["leads to another machine"]),
+    ],
+)
+def test_what_cannot_be_done_changes_nothing(lab, domain, folder, arguments, words):
+    guest = domain()
+    lab.virsh("start", guest.name, "--paused")
+    given = {"uri": lab.uri, "domains": [guest.name], "dest_dir": str(folder), **arguments}
+    assert_explains(run_module("domain_backup", **given), *words)
+    assert os.listdir(folder) == []
+    assert_nothing_left(lab, guest, folder)
+
+
+def test_a_name_does_not_lead_out_of_the_folder(lab, domain, folder):
+    guest = domain("..b %2E\u00fc\u202e")
+    lab.virsh("start", guest.name, "--paused")
+    made = entry(backup(lab, folder, guest.name))
+    assert os.listdir(folder) == ["%2E.b %252E\u00fc%E2%80%AE"]
+    assert_whole(made["version"])
+
+
+def test_disks_can_be_chosen(lab, domain, folder):
+    guest = domain()
+    lab.virsh("start", guest.name, "--paused")
+    made = entry(backup(lab, folder, guest.name, disks=["vd*"], compression="none"))
+    assert [disk["target"] for disk in made["disks"]] == ["vdb"]
+    manifest = assert_whole(made["version"])
+    assert [disk["file"] for disk in manifest["disks"]] == ["vdb.qcow2"]
+
+
+def test_passwords_are_left_out_unless_asked_for(lab, domain, folder, tmp_path):
+    guest = domain()
+    graphics = "<graphics type='vnc' port='-1' passwd='hunter2'/></devices>"
+    (tmp_path / "domain.xml").write_text(guest.xml(inactive=True).replace("</devices>", graphics))
+    lab.virsh("define", str(tmp_path / "domain.xml"))
+    for wanted in (False, True):
+        made = entry(backup(lab, folder, guest.name, with_secrets=wanted))
+        manifest = Path(made["version"], "manifest.json")
+        assert ("hunter2" in manifest.read_text()) is wanted
+        assert manifest.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.fixture
+def slow(lab, domain):
+    """A paused domain whose backup takes seconds, and how that is started."""
+    guest = domain("b-slow", data_mib=24)
+    lab.virsh("start", guest.name, "--paused")
+
+    def begin(folder):
+        return start(
+            module="domain_backup",
+            uri=lab.uri,
+            domains=[guest.name],
+            dest_dir=str(folder),
+            bandwidth_bytes=4 * MIB,
+        )
+
+    return guest, begin
+
+
+def copying(lab, guest, folder):
+    """The job runs and something of it is copied."""
+    partial = [name for name in versions(folder, guest.name) if name.endswith(".partial")]
+    return partial and "sda.qcow2" in os.listdir(Path(folder, guest.name, partial[0]))
+
+
+def test_killed_the_next_run_ends_its_job_and_only_that(lab, slow, folder):
+    guest, begin = slow
+    process = begin(folder)
+    wait_for(lambda: copying(lab, guest, folder))
+    busy = backup(lab, folder, guest.name)
+    assert_explains(busy, "Another run", "is at work")
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    # The job outlives its client: this is what the next run has to deal with.
+    assert "backup" in lab.virsh("domjobinfo", guest.name).lower()
+    checked = entry(backup(lab, folder, guest.name, check=True))
+    assert "would be" in checked["recovered"]
+    made = entry(backup(lab, folder, guest.name))
+    assert f"process {process.pid}" in made["recovered"]
+    assert "never finished" in made["recovered"]
+    assert_same(made["version"], guest)
+    assert_nothing_left(lab, guest, folder)
+
+
+def test_killed_the_job_is_found_though_all_folders_are_others(lab, slow, folder, tmp_path):
+    guest, begin = slow
+    process = begin(folder)
+    wait_for(lambda: copying(lab, guest, folder))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    scratch, other = tmp_path / "scratch", tmp_path / "other"
+    scratch.mkdir()
+    other.mkdir()
+    made = entry(backup(lab, other, guest.name, scratch_dir=str(scratch)))
+    assert f"process {process.pid}" in made["recovered"]
+    assert_nothing_left(lab, guest, other)
+    assert os.listdir(scratch) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_in_order_it_leaves_nothing(lab, slow, folder, number):
+    guest, begin = slow
+    process = begin(folder)
+    wait_for(lambda: copying(lab, guest, folder))
+    process.send_signal(number)
+    assert_explains(answer(process), "Stopped by")
+    assert versions(folder, guest.name) == []
+    assert_nothing_left(lab, guest, folder)
+
+
+def test_the_guest_is_destroyed_meanwhile(lab, slow, folder):
+    guest, begin = slow
+    process = begin(folder)
+    wait_for(lambda: copying(lab, guest, folder))
+    lab.virsh("destroy", guest.name)
+    assert_explains(answer(process), guest.name)
+    assert versions(folder, guest.name) == []
+    assert_nothing_left(lab, guest, folder)
+    assert entry(backup(lab, folder, guest.name))["consistency"] == "off"
+
+
+def test_somebody_aborts_the_job_meanwhile(lab, slow, folder):
+    guest, begin = slow
+    process = begin(folder)
+    wait_for(lambda: copying(lab, guest, folder))
+    lab.virsh("domjobabort", guest.name)
+    assert_explains(answer(process), guest.name)
+    assert versions(folder, guest.name) == []
+    assert_nothing_left(lab, guest, folder)
+
+
+def test_too_little_space_on_the_way_is_an_end_in_order(lab, slow, tmp_path):
+    guest, _begin = slow
+    image = tmp_path / "small"
+    image.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", image)
+    try:
+        result = backup(lab, image, guest.name)
+        assert_explains(result, "1 of 1 domains failed", guest.name)
+        assert os.listdir(image) == []
+        assert_nothing_left(lab, guest, image)
+    finally:
+        run("umount", image)
+
+
+def restore(lab, src, name, dest, **arguments):
+    given = {"min_free_bytes": 0, "src": str(src), "dest_dir": str(dest), **arguments}
+    return run_module("domain_restore", uri=lab.uri, name=name, **given)
+
+
+@pytest.fixture
+def restored(lab, tmp_path):
+    """A folder for restored disks; domains called r-... are removed in the end."""
+    dest = tmp_path / "restored"
+    dest.mkdir()
+    yield dest
+    for name in lab.virsh("list", "--all", "--name").split():
+        if name.startswith("r-"):
+            lab.virsh("undefine", name)
+
+
+def test_restored_as_a_new_domain(lab, domain, folder, restored):
+    guest = domain()
+    lab.virsh("start", guest.name, "--paused")
+    version = entry(backup(lab, folder, guest.name))["version"]
+    before = guest.xml(inactive=True)
+    checked = restore(lab, version, "r-1", restored, check=True)
+    assert checked["changed"]
+    assert os.listdir(restored) == []
+    assert "r-1" not in lab.virsh("list", "--all", "--name").split()
+
+    made = restore(lab, folder / guest.name, "r-1", restored)
+    assert (made["changed"], made["version"]) == (True, version)
+    assert sorted(os.listdir(restored)) == ["r-1-sda.qcow2", "r-1-vdb.qcow2"]
+    for disk in guest.spec.disks:
+        formats = ("-f", "qcow2", "-F", disk.format, "-U")
+        run("qemu-img", "compare", *formats, made["disks"][disk.target], disk.path)
+    new = lab.virsh("dumpxml", "r-1", "--inactive")
+    assert made["uuid"] in new
+    assert lab.virsh("domuuid", guest.name).strip() != made["uuid"]
+    assert guest.xml(inactive=True) == before
+    assert str(guest.disk("sda").path) not in new
+    lab.virsh("start", "r-1", "--paused")
+    lab.virsh("destroy", "r-1")
+    assert_whole(version)
+
+    again = restore(lab, version, "r-1", restored)
+    assert (again["failed"], again["changed"]) == (False, False)
+
+
+def test_nothing_is_written_over(lab, domain, folder, restored):
+    guest = domain()
+    version = entry(backup(lab, folder, guest.name))["version"]
+    assert_explains(restore(lab, version, guest.name, restored), "There is a domain b-off already")
+    (restored / "r-1-vdb.qcow2").write_text("mine")
+    for check in (True, False):
+        result = restore(lab, version, "r-1", restored, check=check)
+        assert_explains(result, "r-1-vdb.qcow2 exists already", "nothing was changed")
+    assert (restored / "r-1-vdb.qcow2").read_text() == "mine"
+    assert os.listdir(restored) == ["r-1-vdb.qcow2"]
+    result = restore(lab, version, "r-2", restored, keep_uuid=True)
+    assert_explains(result, "has the UUID")
+    for name in ("", "../x", ".x", "-x", "a\nb"):
+        assert_explains(restore(lab, version, name, restored), "cannot be the name")
+
+
+def test_a_damaged_version_is_refused(lab, domain, folder, restored):
+    guest = domain()
+    version = Path(entry(backup(lab, folder, guest.name))["version"])
+    with open(version / "vdb.qcow2", "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([byte[0] ^ 1]))
+    assert_explains(restore(lab, version, "r-1", restored), "vdb.qcow2 is not what it was")
+    assert os.listdir(restored) == []
+    assert "r-1" not in lab.virsh("list", "--all", "--name").split()
+
+
+def test_a_killed_restore_is_taken_up_again(lab, slow, folder, restored):
+    guest, _begin = slow
+    version = entry(backup(lab, folder, guest.name))["version"]
+    given = {"src": version, "name": "r-1", "dest_dir": str(restored), "uri": lab.uri}
+    process = start(module="domain_restore", **given)
+    wait_for(lambda: (restored / "r-1-sda.qcow2").exists() or process.poll() is not None)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    lab.virsh("list")
+    made = restore(lab, version, "r-1", restored)
+    assert not made["failed"], made["msg"]
+    assert sorted(os.listdir(restored)) == ["r-1-sda.qcow2", "r-1-vdb.qcow2"]
+    for target, path in made["disks"].items():
+        run("qemu-img", "compare", path, Path(version, f"{target}.qcow2"))
