@@ -7,9 +7,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 
+from lab import processes
 from support import run_module
 
 
@@ -58,3 +61,25 @@ def assert_whole(version):
         path = Path(version, disk["file"])
         subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", path], check=True)
     return manifest
+
+
+def restart_libvirtd(lab):
+    """Kill the lab's libvirtd, and it alone, and start another one; the guests run on."""
+    for pid in processes.owned_pids(lab.state):
+        if Path(f"/proc/{pid}/comm").read_text().strip() == "libvirtd":
+            os.kill(pid, signal.SIGKILL)
+    lab._daemon.wait(timeout=10)
+    argv, env = lab._prepare_root() if lab.root else lab._prepare_user()
+    with (lab.state / "log" / "libvirtd.log").open("ab") as log:
+        lab._daemon = subprocess.Popen(
+            argv,
+            env=env | processes.marker(lab.state),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + 60
+    while not lab._is_up():
+        assert time.monotonic() < deadline, "libvirtd did not come back"
+        time.sleep(0.2)

@@ -250,7 +250,7 @@ def slow(lab, domain):
     return guest, begin
 
 
-def copying(lab, guest, folder):
+def copying(guest, folder):
     """The job runs and something of it is copied."""
     partial = [name for name in versions(folder, guest.name) if name.endswith(".partial")]
     return partial and "sda.qcow2" in os.listdir(Path(folder, guest.name, partial[0]))
@@ -259,7 +259,7 @@ def copying(lab, guest, folder):
 def test_killed_the_next_run_ends_its_job_and_only_that(lab, slow, folder):
     guest, begin = slow
     process = begin(folder)
-    wait_for(lambda: copying(lab, guest, folder))
+    wait_for(lambda: copying(guest, folder))
     busy = backup(lab, folder, guest.name)
     assert_explains(busy, "Another run", "is at work")
     process.send_signal(signal.SIGKILL)
@@ -278,7 +278,7 @@ def test_killed_the_next_run_ends_its_job_and_only_that(lab, slow, folder):
 def test_killed_the_job_is_found_though_all_folders_are_others(lab, slow, folder, tmp_path):
     guest, begin = slow
     process = begin(folder)
-    wait_for(lambda: copying(lab, guest, folder))
+    wait_for(lambda: copying(guest, folder))
     process.send_signal(signal.SIGKILL)
     process.communicate()
     scratch, other = tmp_path / "scratch", tmp_path / "other"
@@ -294,7 +294,7 @@ def test_killed_the_job_is_found_though_all_folders_are_others(lab, slow, folder
 def test_stopped_in_order_it_leaves_nothing(lab, slow, folder, number):
     guest, begin = slow
     process = begin(folder)
-    wait_for(lambda: copying(lab, guest, folder))
+    wait_for(lambda: copying(guest, folder))
     process.send_signal(number)
     assert_explains(answer(process), "Stopped by")
     assert versions(folder, guest.name) == []
@@ -304,7 +304,7 @@ def test_stopped_in_order_it_leaves_nothing(lab, slow, folder, number):
 def test_the_guest_is_destroyed_meanwhile(lab, slow, folder):
     guest, begin = slow
     process = begin(folder)
-    wait_for(lambda: copying(lab, guest, folder))
+    wait_for(lambda: copying(guest, folder))
     lab.virsh("destroy", guest.name)
     assert_explains(answer(process), guest.name)
     assert versions(folder, guest.name) == []
@@ -315,7 +315,7 @@ def test_the_guest_is_destroyed_meanwhile(lab, slow, folder):
 def test_somebody_aborts_the_job_meanwhile(lab, slow, folder):
     guest, begin = slow
     process = begin(folder)
-    wait_for(lambda: copying(lab, guest, folder))
+    wait_for(lambda: copying(guest, folder))
     lab.virsh("domjobabort", guest.name)
     assert_explains(answer(process), guest.name)
     assert versions(folder, guest.name) == []
