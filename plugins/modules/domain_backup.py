@@ -276,7 +276,8 @@ domains:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import backup_report
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.backup import Backup
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.backup import back_up
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.backup_work import Settings
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Hypervisor
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.select import refuse_duplicates
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
@@ -323,8 +324,8 @@ def main() -> None:
         )
         scratch_dir = params["scratch_dir"]
         with signals_raise(), Hypervisor(params["uri"], local_only=True) as hypervisor:
-            backup = Backup(
-                hypervisor=hypervisor,
+            settings = Settings(
+                versions=hypervisor.versions(),
                 folder=convert.checked_folder(params["dest_dir"]),
                 disks=params["disks"],
                 online=params["online"],
@@ -337,7 +338,7 @@ def main() -> None:
                 check_mode=module.check_mode,
                 log=module.log,
             )
-            outcomes = backup.domains(params["domains"])
+            outcomes = back_up(hypervisor, params["domains"], settings)
     except ThinvirtError as error:
         module.fail_json(**error.result())
     answer = backup_report.result(outcomes, check_mode=module.check_mode)

@@ -184,6 +184,52 @@ def test_what_a_killed_run_has_frozen_is_thawed(lab, writing, tmp_path):
     assert_nothing_left(lab, writing, tmp_path)
 
 
+def begin(lab, folder, name, **arguments):
+    given = {"uri": lab.uri, "domains": [name], "dest_dir": str(folder), "keep": 2}
+    return start(module="domain_backup", **given, **arguments)
+
+
+def is_frozen(guest) -> bool:
+    return guest.agent("guest-fsfreeze-status") == "frozen"
+
+
+def kill_while_frozen(lab, guest, folder) -> bool:
+    """Kill a run between its freeze and its thaw; whether that came about."""
+    uuid = lab.virsh("domuuid", guest.name).strip()
+    journal = lab.state / "disks" / f".thinvirt-backup-{uuid}.thinvirt-journal"
+    process = begin(lab, folder, guest.name, disks=["sdb"])
+
+    def stage() -> str:
+        lines = journal.read_text().split() and journal.read_text().splitlines()
+        record = json.loads(lines[-1]) if lines else {}
+        return record["stage"] if record.get("pid") == process.pid else ""
+
+    try:
+        wait_for(lambda: journal.exists() and stage() == "freeze")
+        while stage() == "freeze":
+            process.send_signal(signal.SIGSTOP)
+            if is_frozen(guest):
+                return True
+            process.send_signal(signal.SIGCONT)
+            time.sleep(0.01)
+        return False
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+
+
+def test_a_guest_is_thawed_though_the_run_was_killed_in_its_freeze(lab, writing, tmp_path):
+    """Without a next run: a guest must not stand still until tomorrow."""
+    attempts = iter(range(20))
+    while not kill_while_frozen(lab, writing, tmp_path):
+        assert next(attempts) < 19, "it was never frozen when it was killed"
+    wait_for(lambda: not is_frozen(writing), seconds=30)
+    assert_goes_on_writing(writing)
+    made = entry(backup(lab, tmp_path, writing.name, disks=["sdb"], keep=1))
+    assert made["recovered"]
+    assert_nothing_left(lab, writing, tmp_path)
+
+
 def test_what_somebody_else_has_frozen_stays(lab, writing, tmp_path):
     lab.virsh("domfsfreeze", writing.name)
     try:
@@ -194,11 +240,6 @@ def test_what_somebody_else_has_frozen_stays(lab, writing, tmp_path):
         lab.virsh("domfsthaw", writing.name)
     assert_goes_on_writing(writing)
     assert_nothing_left(lab, writing, tmp_path)
-
-
-def begin(lab, folder, name, **arguments):
-    given = {"uri": lab.uri, "domains": [name], "dest_dir": str(folder), "keep": 2}
-    return start(module="domain_backup", **given, **arguments)
 
 
 def test_libvirtd_is_restarted_meanwhile(lab, writing, tmp_path):
@@ -222,7 +263,7 @@ def test_killed_at_any_moment_nothing_is_left(lab, writing, tmp_path):
     begun = time.monotonic()
     entry(backup(lab, tmp_path, writing.name, keep=1))
     whole = time.monotonic() - begun
-    for _ in range(60 if FULL else 5):
+    for _number in range(60 if FULL else 5):
         process = begin(lab, tmp_path, writing.name)
         time.sleep(chance.uniform(0, 1.1 * whole))
         seen["ended before" if process.poll() is not None else "killed"] += 1
@@ -258,7 +299,7 @@ def test_twenty_backups_under_load(lab, writing, tmp_path):
 def test_what_serves_it_is_killed(lab, writing, tmp_path, victim):
     chance = random.Random(SEED)  # noqa: S311
     print(f"seed {SEED}")
-    for _ in range(10):
+    for _number in range(10):
         process = begin(lab, tmp_path, writing.name, bandwidth_bytes=96 << 20)
         time.sleep(chance.uniform(0.3, 8))
         for pid in processes.owned_pids(lab.state):

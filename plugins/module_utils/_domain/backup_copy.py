@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import typing as t
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
@@ -12,6 +13,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     RefusedError,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.convert import Request, convert
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.files import open_image
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.manifest import SUFFIX
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_argv import (
     Copy,
@@ -29,6 +31,8 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.writeback import (
     begin_writeback,
 )
+
+_MAX_SMALL_BYTES = 256 << 20
 
 
 class Room:
@@ -125,3 +129,25 @@ def copy_image(src: str, path: str, request: Request, *, stages: Stages) -> None
             os.close(fd)
     except OSError as error:
         raise failure(path, "finished", error) from error
+
+
+def copy_small(src: str, path: str) -> None:
+    """Copy a small file as it is, such as the variables of a firmware, to a new one.
+
+    :raises RefusedError: it is not small.
+    :raises ThinvirtError: it can't be copied.
+    """
+    try:
+        with open_image(src) as image:
+            if os.fstat(image.fd).st_size > _MAX_SMALL_BYTES:
+                raise RefusedError(
+                    f"{shown(src)} is larger than any firmware's variables; no version was made.",
+                    remedy="Look what the domain has as its nvram.",
+                )
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with open(fd, "wb") as target, open(os.dup(image.fd), "rb") as source:
+                shutil.copyfileobj(source, target)
+                target.flush()
+                os.fsync(fd)
+    except OSError as error:
+        raise failure(src, "copied", error) from error

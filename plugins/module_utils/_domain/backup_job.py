@@ -43,6 +43,8 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.folders impo
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import shown
 
+Answer = t.TypeVar("Answer")
+
 #: An upgrade of libvirt restarts its daemon, which takes some seconds.
 _RECONNECT_SECONDS = 60.0
 #: QEMU closes the scratch files when it ends a job; that takes no longer than a flush.
@@ -202,8 +204,7 @@ def refuse_ended(guest: Guest, place: Workplace) -> None:
 
     :raises HypervisorError: it has.
     """
-    _reconnect(guest)
-    text = guest.backup_job()
+    text = despite_restarts(guest, guest.backup_job)
     if not text or not backup_xml.parse_job(text).lies_in(place.folder):
         raise HypervisorError(
             f"The backup job of domain {guest.name} ended before its disks were copied; the copies "
@@ -239,17 +240,14 @@ def _end(guest: Guest, place: Workplace, journal: Journal, *, forget: bool = Tru
     :raises ThinvirtError: it could not be done; it is for the next run.
     """
     left = journal.left
-    while True:
-        _reconnect(guest)
-        try:
-            if _is_active(guest):
-                if left is not None and left.stage == _FROZEN:
-                    freeze.thaw(guest)
-                _end_job(guest, place)
-            break
-        except HypervisorError:
-            if not guest.is_lost():
-                raise
+
+    def end() -> None:
+        if _is_active(guest):
+            if left is not None and left.stage == _FROZEN:
+                freeze.thaw(guest)
+            _end_job(guest, place)
+
+    despite_restarts(guest, end)
     remove_flat(place.folder)
     if forget:
         journal.clear()
@@ -283,6 +281,20 @@ def _end_job(guest: Guest, place: Workplace) -> None:
                 remedy=f"Look at virsh domjobinfo {guest.name}. The next run tries it again.",
             )
         time.sleep(_PAUSE_SECONDS)
+
+
+def despite_restarts(guest: Guest, ask: t.Callable[[], Answer]) -> Answer:
+    """Ask libvirt, and ask again if its daemon was restarted meanwhile.
+
+    :raises HypervisorError: it does not come back; what was begun is for the next run.
+    """
+    while True:
+        _reconnect(guest)
+        try:
+            return ask()
+        except HypervisorError:
+            if not guest.is_lost():
+                raise
 
 
 def _reconnect(guest: Guest) -> None:

@@ -11,7 +11,7 @@ import typing as t
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import policy, xml
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import RefusedError
-from ansible_collections.thinvirt.kvm.plugins.module_utils._image.archive import Manifest
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.archive_manifest import Manifest
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import Identity
 
 _TARGET = re.compile("[A-Za-z0-9]{1,32}")

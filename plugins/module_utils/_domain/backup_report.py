@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.backup import (
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.backup_work import (
     DiskOutcome,
     Outcome,
 )

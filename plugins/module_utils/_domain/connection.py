@@ -109,7 +109,7 @@ class Guest(BackupCalls):
         self.uuid: str = domain.UUIDString()
         #: Whether it ran when it was looked up; unlike :meth:`is_active`, not asked anew.
         self.was_active: bool = domain.ID() >= 0
-        self._uri = uri
+        self.uri = uri
 
     def is_active(self) -> bool:
         with _translated(f"read the state of domain {self.name}"):
@@ -243,7 +243,7 @@ class Guest(BackupCalls):
         :raises HypervisorError: it does not answer yet.
         """
         with _translated(f"be reached again for domain {self.name}"):
-            self._domain = libvirt.open(self._uri).lookupByUUIDString(self.uuid)
+            self._domain = libvirt.open(self.uri).lookupByUUIDString(self.uuid)
 
     def is_lost(self) -> bool:
         """Whether the connection to libvirt is lost."""

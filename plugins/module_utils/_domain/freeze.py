@@ -6,22 +6,31 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
+import subprocess
 import time
 import typing as t
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import agent
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     AgentError,
+    HypervisorError,
     RefusedError,
 )
-from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_wait
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.process import SEARCH_PATH
+from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import (
+    signals_noted,
+    signals_wait,
+)
 
 #: Seconds that a guest may take to write back what it has in memory.
 FREEZE_TIMEOUT = 60
-#: Seconds for each attempt to thaw, and between them.
+#: Seconds for each attempt to thaw, between them, and for all of them.
 THAW_TIMEOUT = 10
 _THAW_PAUSE_SECONDS = 1.0
-_THAW_ATTEMPTS = 6
+_THAW_SECONDS = 60.0
+#: Thaws a guest when its standard input ends without a word: when this process was killed.
+_GUARD = 'read -r word || exec timeout 60 "$0" --connect "$1" domfsthaw "$2"'
 
 
 class ThawError(AgentError):
@@ -31,7 +40,14 @@ class ThawError(AgentError):
 class Freezable(agent.Agent, t.Protocol):
     """A guest (see ``connection.Guest``)."""
 
+    uuid: str
+    uri: str
+
     def is_active(self) -> bool: ...
+
+    def is_lost(self) -> bool: ...
+
+    def reconnect(self) -> None: ...
 
 
 @dataclasses.dataclass
@@ -83,20 +99,62 @@ def frozen(
         return
     note()
     begin = time.monotonic()
-    try:
+    with _guard(guest):
         try:
-            freeze.filesystems = agent.freeze(guest, timeout=FREEZE_TIMEOUT)
-            freeze.state = "frozen"
-        except AgentError as error:
-            freeze.state, freeze.error = "failed", str(error)
-            if quiesce == "required":
-                raise
-            thaw(guest)  # it may do so late
-        yield freeze
-    finally:
-        with signals_wait():
-            thaw(guest)
-        freeze.seconds = time.monotonic() - begin
+            try:
+                freeze.filesystems = agent.freeze(guest, timeout=FREEZE_TIMEOUT)
+                freeze.state = "frozen"
+            except AgentError as error:
+                freeze.state, freeze.error = "failed", str(error)
+                if quiesce == "required":
+                    raise
+                thaw(guest)  # it may do so late
+            yield freeze
+        finally:
+            with signals_wait():
+                thaw(guest)
+            freeze.seconds = time.monotonic() - begin
+
+
+@contextlib.contextmanager
+def _guard(guest: Freezable) -> t.Iterator[None]:
+    """Have virsh(1) thaw the guest if this process is killed meanwhile; where there is a virsh.
+
+    Without, a guest would stand still until the next run.
+    """
+    virsh = shutil.which("virsh", path=SEARCH_PATH)
+    if virsh is None:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        with signals_noted():
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", _GUARD, virsh, guest.uri, guest.uuid],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={"LC_ALL": "C", "PATH": SEARCH_PATH},
+                cwd="/",
+                start_new_session=True,  # who kills our process group does not kill it
+            )
+            stack.enter_context(process)
+        try:
+            yield
+        except ThawError:
+            raise  # it may have more luck
+        except BaseException:
+            _dismiss(process)
+            raise
+        else:
+            _dismiss(process)
+
+
+def _dismiss(process: subprocess.Popen[bytes]) -> None:
+    """The guest is thawed."""
+    with contextlib.suppress(OSError):
+        if process.stdin is not None:
+            process.stdin.write(b"thawed\n")
+            process.stdin.flush()
 
 
 def thaw(guest: Freezable) -> None:
@@ -104,14 +162,15 @@ def thaw(guest: Freezable) -> None:
 
     :raises ThawError: the agent does not answer.
     """
-    for attempt in range(_THAW_ATTEMPTS):
+    deadline = time.monotonic() + _THAW_SECONDS
+    while True:
         try:
             agent.thaw(guest, timeout=THAW_TIMEOUT)
             return
         except AgentError as error:
-            if not guest.is_active():
+            if not _may_be_frozen(guest):
                 return
-            if attempt == _THAW_ATTEMPTS - 1:
+            if time.monotonic() > deadline:
                 raise ThawError(
                     f"The file systems of domain {guest.name} may be frozen and could not be "
                     f"thawed: {error.message}",
@@ -119,6 +178,16 @@ def thaw(guest: Freezable) -> None:
                     "The next run of this module tries it again.",
                 ) from error
         time.sleep(_THAW_PAUSE_SECONDS)
+
+
+def _may_be_frozen(guest: Freezable) -> bool:
+    """Whether it still runs, as far as libvirt can be asked."""
+    try:
+        if guest.is_lost():  # its daemon was restarted
+            guest.reconnect()
+        return guest.is_active()
+    except HypervisorError:
+        return True
 
 
 def _refuse_frozen(guest: agent.Agent) -> None:

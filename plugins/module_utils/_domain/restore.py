@@ -7,9 +7,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shutil
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import clone, xml
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.backup_copy import copy_small
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Hypervisor
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     HypervisorError,
@@ -18,9 +18,9 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     RefusedError,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image import archive
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.archive_manifest import Manifest
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.convert import Request, convert
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.files import open_image
-from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import sync_folder
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.manifest import (
     SUFFIX,
     read_manifest,
@@ -130,7 +130,7 @@ class Restore:
                 return xml.parse_domain(guest.configured_xml(with_secrets=False))
         return None
 
-    def _refuse_uuid(self, manifest: archive.Manifest) -> None:
+    def _refuse_uuid(self, manifest: Manifest) -> None:
         if not self.keep_uuid:
             return
         for guest in self.hypervisor.guests(["*"]):
@@ -141,7 +141,7 @@ class Restore:
                     remedy="Leave out keep_uuid, or undefine that domain first.",
                 )
 
-    def _refuse_files(self, version: str, manifest: archive.Manifest, outcome: Outcome) -> None:
+    def _refuse_files(self, version: str, manifest: Manifest, outcome: Outcome) -> None:
         """Refuse to write over a file, unless a killed run of this very restore has made it."""
         for disk in manifest.disks:
             path = outcome.disks[disk.target]
@@ -152,7 +152,7 @@ class Restore:
         if outcome.nvram and os.path.lexists(outcome.nvram):
             raise _taken(outcome.nvram)
 
-    def _verify(self, version: str, manifest: archive.Manifest) -> None:
+    def _verify(self, version: str, manifest: Manifest) -> None:
         """The files are as they were when they were verified.
 
         :raises ImageError: one is not.
@@ -173,7 +173,7 @@ class Restore:
                         remedy="Restore another version, and check the disks of this host.",
                     )
 
-    def _copy(self, version: str, manifest: archive.Manifest, outcome: Outcome) -> None:
+    def _copy(self, version: str, manifest: Manifest, outcome: Outcome) -> None:
         request = Request(
             src_format="qcow2",
             compression="none",
@@ -184,21 +184,9 @@ class Restore:
             src = os.path.join(version, disk.file)
             convert(src, outcome.disks[disk.target], request, check_mode=False, stages=self.stages)
         if manifest.nvram:
-            self._copy_nvram(os.path.join(version, manifest.nvram), outcome.nvram)
+            copy_small(os.path.join(version, manifest.nvram), outcome.nvram)
 
-    def _copy_nvram(self, src: str, dest: str) -> None:
-        try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            fd = os.open(dest, flags, 0o600)
-            with open(fd, "wb") as target, open(src, "rb") as source:
-                shutil.copyfileobj(source, target)
-                target.flush()
-                os.fsync(fd)
-            sync_folder(self.folder)
-        except OSError as error:
-            raise failure(dest, "written", error) from error
-
-    def _define(self, manifest: archive.Manifest, outcome: Outcome) -> None:
+    def _define(self, manifest: Manifest, outcome: Outcome) -> None:
         """Only now, as the disks are whole."""
         text = clone.cloned_xml(
             manifest.xml,

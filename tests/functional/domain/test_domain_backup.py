@@ -29,32 +29,52 @@ def folder(tmp_path):
     return path
 
 
+def make(lab, name, *, second="raw", data_mib=8):
+    """Define a domain without a system, two disks with data."""
+    disks = (
+        Disk("sda", "scsi", size_bytes=64 * MIB),
+        Disk("vdb", "virtio", size_bytes=64 * MIB, format=second),
+    )
+    guest = lab.create(GuestSpec(name, memory_mib=64, disks=disks))
+    path = guest.disk("sda").path
+    source = path.parent / "random"
+    source.write_bytes(os.urandom(data_mib * MIB))
+    qemu_io(path, f"write -s {source} 0 {data_mib}M")
+    if second == "raw":
+        with open(guest.disk("vdb").path, "r+b") as file:
+            file.write(os.urandom(MIB))
+    source.unlink()
+    return guest
+
+
+def remove(lab, guest):
+    guest.destroy()
+    lab.virsh("undefine", guest.name, "--managed-save", "--checkpoints-metadata")
+
+
 @pytest.fixture
 def domain(lab):
-    """Define domains without a system, two disks with data each; a function of the name."""
+    """Define domains without a system; a function of the name."""
     guests = []
 
-    def domain(name="b-off", *, second="raw", data_mib=8):
-        disks = (
-            Disk("sda", "scsi", size_bytes=64 * MIB),
-            Disk("vdb", "virtio", size_bytes=64 * MIB, format=second),
-        )
-        guest = lab.create(GuestSpec(name, memory_mib=64, disks=disks))
-        guests.append(guest)
-        path = guest.disk("sda").path
-        source = path.parent / "random"
-        source.write_bytes(os.urandom(data_mib * MIB))
-        qemu_io(path, f"write -s {source} 0 {data_mib}M")
-        if second == "raw":
-            with open(guest.disk("vdb").path, "r+b") as file:
-                file.write(os.urandom(MIB))
-        source.unlink()
-        return guest
+    def domain(name="b-off", **more):
+        guests.append(make(lab, name, **more))
+        return guests[-1]
 
     yield domain
     for guest in guests:
-        guest.destroy()
-        lab.virsh("undefine", guest.name, "--managed-save", "--checkpoints-metadata")
+        remove(lab, guest)
+
+
+@pytest.fixture(scope="module")
+def paused(lab):
+    """A domain that counts as running, for tests that do not change it."""
+    guest = make(lab, "b-paused")
+    try:
+        lab.virsh("start", guest.name, "--paused")
+        yield guest
+    finally:
+        remove(lab, guest)
 
 
 def assert_same(version, guest):
@@ -97,9 +117,8 @@ def test_check_then_run_then_again(lab, domain, folder, running):
         assert entry(backup(lab, folder, guest.name))["changed"]
 
 
-def test_only_too_many_versions_of_our_own_are_removed(lab, domain, folder):
-    guest = domain()
-    lab.virsh("start", guest.name, "--paused")
+def test_only_too_many_versions_of_our_own_are_removed(lab, paused, folder):
+    guest = paused
     first = entry(backup(lab, folder, guest.name))["version"]
     changed = entry(backup(lab, folder, guest.name))["version"]
     os.utime(Path(changed, "sda.qcow2"))
@@ -116,9 +135,8 @@ def test_only_too_many_versions_of_our_own_are_removed(lab, domain, folder):
     assert_nothing_left(lab, guest, folder)
 
 
-def test_a_version_that_is_read_is_not_removed(lab, domain, folder):
-    guest = domain()
-    lab.virsh("start", guest.name, "--paused")
+def test_a_version_that_is_read_is_not_removed(lab, paused, folder):
+    guest = paused
     first = entry(backup(lab, folder, guest.name))["version"]
     with open(Path(first, "vdb.qcow2"), "rb"):
         result = backup(lab, folder, guest.name, keep=1)
@@ -143,9 +161,8 @@ def foreign_job(lab, guest, folder):
     return scratch
 
 
-def test_another_programs_backup_is_left_alone(lab, domain, folder):
-    guest = domain()
-    lab.virsh("start", guest.name, "--paused")
+def test_another_programs_backup_is_left_alone(lab, paused, folder):
+    guest = paused
     scratch = foreign_job(lab, guest, folder)
     before = lab.virsh("backup-dumpxml", guest.name)
     for check in (True, False):
@@ -194,13 +211,11 @@ def test_checkpoints_stay(lab, domain, folder):
         ({"uri": "qemu+ssh://elsewhere/system"}, ["leads to another machine"]),
     ],
 )
-def test_what_cannot_be_done_changes_nothing(lab, domain, folder, arguments, words):
-    guest = domain()
-    lab.virsh("start", guest.name, "--paused")
-    given = {"uri": lab.uri, "domains": [guest.name], "dest_dir": str(folder), **arguments}
+def test_what_cannot_be_done_changes_nothing(lab, paused, folder, arguments, words):
+    given = {"uri": lab.uri, "domains": [paused.name], "dest_dir": str(folder), **arguments}
     assert_explains(run_module("domain_backup", **given), *words)
     assert os.listdir(folder) == []
-    assert_nothing_left(lab, guest, folder)
+    assert_nothing_left(lab, paused, folder)
 
 
 def test_a_name_does_not_lead_out_of_the_folder(lab, domain, folder):
@@ -211,9 +226,8 @@ def test_a_name_does_not_lead_out_of_the_folder(lab, domain, folder):
     assert_whole(made["version"])
 
 
-def test_disks_can_be_chosen(lab, domain, folder):
-    guest = domain()
-    lab.virsh("start", guest.name, "--paused")
+def test_disks_can_be_chosen(lab, paused, folder):
+    guest = paused
     made = entry(backup(lab, folder, guest.name, disks=["vd*"], compression="none"))
     assert [disk["target"] for disk in made["disks"]] == ["vdb"]
     manifest = assert_whole(made["version"])

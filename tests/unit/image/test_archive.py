@@ -15,11 +15,17 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     RefusedError,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image import archive
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.archive_manifest import (
+    Manifest,
+    StoredDisk,
+    StoredFile,
+    parse_manifest,
+)
 
 SUM = "0" * 64
 
 
-def manifest(**changes) -> archive.Manifest:
+def manifest(**changes) -> Manifest:
     fields = {
         "created": "20261124T204455Z",
         "domain": "web1",
@@ -30,10 +36,10 @@ def manifest(**changes) -> archive.Manifest:
         "with_secrets": False,
         "verified": "compared",
         "versions": {},
-        "disks": [archive.StoredDisk("vda", "vda.qcow2", "qcow2", 1 << 30, "/images/web1.qcow2")],
-        "files": [archive.StoredFile("vda.qcow2", 3, 5, SUM)],
+        "disks": [StoredDisk("vda", "vda.qcow2", "qcow2", 1 << 30, "/images/web1.qcow2")],
+        "files": [StoredFile("vda.qcow2", 3, 5, SUM)],
     }
-    return archive.Manifest(**{**fields, **changes})
+    return Manifest(**{**fields, **changes})
 
 
 @pytest.mark.parametrize(
@@ -61,15 +67,16 @@ def test_a_name_that_no_folder_can_have(name):
         archive.folder_name(name)
 
 
-def text_of(made: archive.Manifest) -> str:
+def text_of(made: Manifest) -> str:
     return json.dumps(dataclasses.asdict(made))
 
 
 def test_a_manifest_is_read_as_it_was_written():
     made = manifest(
-        nvram="nvram.fd", files=[*manifest().files, archive.StoredFile("nvram.fd", 1, 2, SUM)]
+        nvram="nvram.fd",
+        files=[*manifest().files, StoredFile("nvram.fd", 1, 2, SUM)],
     )
-    read = archive.parse_manifest(text_of(made))
+    read = parse_manifest(text_of(made))
     assert dataclasses.asdict(read) == {
         **dataclasses.asdict(made),
         "disks": tuple(dataclasses.asdict(made)["disks"]),
@@ -105,13 +112,13 @@ FILE = manifest().files[0]
 )
 def test_a_hostile_manifest_is_none(changes):
     with pytest.raises(ImageError, match="no manifest"):
-        archive.parse_manifest(text_of(manifest(**changes)))
+        parse_manifest(text_of(manifest(**changes)))
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", '"x"', "{" * 100_000, b"\xff"])
 def test_nonsense_is_no_manifest(text):
     with pytest.raises(ImageError, match="no manifest"):
-        archive.parse_manifest(text)
+        parse_manifest(text)
 
 
 @pytest.mark.parametrize(
