@@ -42,7 +42,7 @@ bench: setup-test ## time the modules against the bare tools (about 10 min)
 	@$(RUN) python -m bench </dev/null
 
 storm: setup-test ## kill the modules at many moments, the guests of other Debians (about 20 min)
-	@$(RUN) THINVIRT_STORM=full pytest -s -m storm tests/functional tests/live $(ARGS) </dev/null
+	@$(RUN) THINVIRT_STORM=full pytest -s -m storm tests $(ARGS) </dev/null
 
 static: lint types sanity
 

@@ -13,6 +13,11 @@ import signal
 from pathlib import Path
 
 import pytest
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.backup_job import Workplace
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import (
+    Record,
+    open_journal,
+)
 from backup_lab import assert_nothing_left, assert_whole, backup, entry, versions
 from compact_lab import answer, start, wait_for
 from image_lab import qemu_io, run
@@ -48,6 +53,8 @@ def make(lab, name, *, second="raw", data_mib=8):
 
 
 def remove(lab, guest):
+    if guest.name not in lab.virsh("list", "--all", "--name").split():
+        return
     guest.destroy()
     lab.virsh("undefine", guest.name, "--managed-save", "--checkpoints-metadata")
 
@@ -174,6 +181,24 @@ def test_another_programs_backup_is_left_alone(lab, paused, folder):
     assert versions(folder, guest.name) == []
     lab.virsh("domjobabort", guest.name)
     assert entry(backup(lab, folder, guest.name))["changed"]
+
+
+def test_another_programs_backup_is_left_alone_though_a_killed_run_left_something(
+    lab, domain, folder
+):
+    guest = domain()
+    lab.virsh("start", guest.name, "--paused")
+    place = Workplace(str(lab.state / "disks"), lab.virsh("domuuid", guest.name).strip())
+    with open_journal(place.journal) as journal:
+        journal.write(Record(operation="backup", stage="backup", pid=2**22 - 1, source=None))
+    os.mkdir(place.folder)
+    Path(place.folder, "sda").write_bytes(b"scratch")
+    foreign_job(lab, guest, folder)
+    before = lab.virsh("backup-dumpxml", guest.name)
+    assert_explains(backup(lab, folder, guest.name), "Another program is backing up")
+    assert lab.virsh("backup-dumpxml", guest.name) == before
+    lab.virsh("domjobabort", guest.name)
+    assert_nothing_left(lab, guest, folder)
 
 
 def test_a_block_job_is_left_alone(lab, domain, folder):
@@ -438,3 +463,28 @@ def test_a_killed_restore_is_taken_up_again(lab, slow, folder, restored):
     assert sorted(os.listdir(restored)) == ["r-1-sda.qcow2", "r-1-vdb.qcow2"]
     for target, path in made["disks"].items():
         run("qemu-img", "compare", path, Path(version, f"{target}.qcow2"))
+
+
+def test_the_variables_of_the_firmware_go_along(lab, domain, folder, restored, tmp_path):
+    guest = domain()
+    nvram, loader = tmp_path / "vars.fd", tmp_path / "code.fd"
+    nvram.write_bytes(b"boot entries")
+    loader.write_bytes(b"code")
+    firmware = f"<loader readonly='yes' type='pflash'>{loader}</loader><nvram>{nvram}</nvram></os>"
+    (tmp_path / "domain.xml").write_text(guest.xml(inactive=True).replace("</os>", firmware))
+    lab.virsh("define", str(tmp_path / "domain.xml"))
+    try:
+        version = entry(backup(lab, folder, guest.name))["version"]
+        assert Path(version, "nvram.fd").read_bytes() == b"boot entries"
+        assert_whole(version)
+        assert entry(backup(lab, folder, guest.name))["status"] == "unchanged"
+        made = restore(lab, version, "r-1", restored)
+        assert not made["failed"], made["msg"]
+        assert (restored / "r-1-nvram.fd").read_bytes() == b"boot entries"
+        assert f">{restored}/r-1-nvram.fd</nvram>" in lab.virsh("dumpxml", "r-1", "--inactive")
+        nvram.write_bytes(b"other entries")
+        assert entry(backup(lab, folder, guest.name))["changed"]
+    finally:
+        for name in lab.virsh("list", "--all", "--name").split():
+            if name in ("r-1", guest.name):
+                lab.virsh("undefine", name, "--keep-nvram")
