@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import typing as t
 
@@ -29,35 +28,23 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import Stopp
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure
 
 
-@dataclasses.dataclass
-class _Read:
-    """What is known of a domain before it is its turn: libvirt may be restarted meanwhile."""
-
-    outcome: Outcome
-    domain: xml.Domain
-    chosen: tuple[xml.Disk, ...]
-    paths: dict[str, str]
-
-
 def back_up(hypervisor: Hypervisor, patterns: t.Sequence[str], settings: Settings) -> list[Outcome]:
     """Back up the domains that match.
 
     :raises ThinvirtError: a domain or disk that was named does not exist.
     :raises StoppedError: a signal asked to end; what was unfinished was removed.
     """
-    outcomes, read = [], []
+    outcomes, domains = [], []
     for guest in hypervisor.guests(patterns):
         outcome = Outcome(guest)
         outcomes.append(outcome)
         with _noting(outcome, settings):
-            domain = xml.parse_domain(guest.live_xml())
-            chosen = backup_policy.choose_disks(domain, settings.disks)
-            paths = {disk.target: hypervisor.disk_path(disk) for disk in chosen}
-            read.append(_Read(outcome, domain, chosen, paths))
-    refuse_unknown_disks([each.domain for each in read], settings.disks)
-    for each in read:
-        with _noting(each.outcome, settings):
-            _back_up(each, settings)
+            domains.append(xml.parse_domain(guest.live_xml()))
+    refuse_unknown_disks(domains, settings.disks)
+    for outcome in outcomes:
+        if outcome.error is None:
+            with _noting(outcome, settings):
+                _back_up(hypervisor, outcome, settings)
     return outcomes
 
 
@@ -74,19 +61,23 @@ def _noting(outcome: Outcome, settings: Settings) -> t.Iterator[None]:
         outcome.status, outcome.error = "failed", failure(settings.folder, "written", error)
 
 
-def _back_up(read: _Read, settings: Settings) -> None:
-    outcome, domain = read.outcome, read.domain
-    if not read.chosen:
+def _back_up(hypervisor: Hypervisor, outcome: Outcome, settings: Settings) -> None:
+    guest = outcome.guest
+    # Hours may have passed with others, and libvirt been restarted.
+    domain = xml.parse_domain(despite_restarts(guest, guest.live_xml))
+    outcome.running = guest.is_active()
+    chosen = backup_policy.choose_disks(domain, settings.disks)
+    if not chosen:
         outcome.status, outcome.reason = "skipped", "The domain has no disk to be backed up."
         return
-    outcome.running = despite_restarts(outcome.guest, outcome.guest.is_active)
     if outcome.running and not settings.online:
         outcome.status, outcome.reason = "skipped", "The domain is running."
         return
     folder = os.path.join(settings.folder, archive.folder_name(domain.name))
-    backup_policy.refuse_disks(domain, read.chosen, read.paths, running=outcome.running)
-    outcome.disks = [DiskOutcome(disk.target, read.paths[disk.target]) for disk in read.chosen]
-    work = Work(settings, outcome, domain, read.chosen, folder)
+    paths = {disk.target: hypervisor.disk_path(disk) for disk in chosen}
+    backup_policy.refuse_disks(domain, chosen, paths, running=outcome.running)
+    outcome.disks = [DiskOutcome(disk.target, paths[disk.target]) for disk in chosen]
+    work = Work(settings, outcome, domain, chosen, folder)
     if settings.check_mode:
         outcome.recovered = archive.peek_folder(folder)
         work.predict()

@@ -46,6 +46,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import (
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.folders import (
     make_private,
+    refuse_foreign,
     remove_flat,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
@@ -180,6 +181,7 @@ def domain_folder(folder: str) -> t.Iterator[str]:
     if not os.path.isdir(folder) or os.path.islink(folder):
         make_private(folder)
         _sync(os.path.dirname(folder))
+    refuse_foreign(folder)
     try:
         with open_journal(os.path.join(folder, "version")):
             left = leftovers(folder)

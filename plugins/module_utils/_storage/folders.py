@@ -31,6 +31,24 @@ def make_private(path: str, *, uid: int = -1, gid: int = -1) -> None:
         raise failure(path, "made", error) from error
 
 
+def refuse_foreign(path: str) -> None:
+    """Refuse a folder to which somebody else may write.
+
+    :raises RefusedError: it is such a folder, or none.
+    :raises ThinvirtError: it can't be examined.
+    """
+    try:
+        status = os.lstat(path)
+    except OSError as error:
+        raise failure(path, "examined", error) from error
+    others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or others:
+        raise RefusedError(
+            f"{shown(path)} is not a folder that only this user may write to; nothing was changed.",
+            remedy="Find out where it comes from; remove it, or correct its owner and mode.",
+        )
+
+
 def remove_flat(path: str) -> None:
     """Remove a folder and the files in it; nothing if it isn't there.
 

@@ -173,6 +173,19 @@ def test_a_version_that_was_not_finished_is_gone(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_others_may_write_to_is_refused(tmp_path):
+    folder = tmp_path / "web1"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(RefusedError, match="only this user"), archive.domain_folder(str(folder)):
+        pass
+    link = tmp_path / "web2"
+    link.symlink_to(tmp_path)
+    with pytest.raises(RefusedError, match="exists already"), archive.domain_folder(str(link)):
+        pass
+    assert os.listdir(folder) == []
+
+
 def test_two_runs_do_not_share_a_folder(tmp_path):
     folder = str(tmp_path / "web1")
     with archive.domain_folder(folder):
