@@ -23,8 +23,7 @@ with patch_module_args(json.load(sys.stdin)):
 
 
 def run_module(
-    name: str,
-    /,
+    module: str,
     *,
     check: bool = False,
     patience: int = 120,
@@ -39,7 +38,7 @@ def run_module(
     """
     given = {**arguments, "_ansible_check_mode": check, "_ansible_diff": True}
     process = subprocess.run(
-        [*prefix, sys.executable, "-c", _RUN, name],
+        [*prefix, sys.executable, "-c", _RUN, module],
         input=json.dumps(given),
         capture_output=True,
         text=True,

@@ -109,6 +109,7 @@ def snapshot(
             others=[disk.target for disk in live.disks if disk.target not in chosen],
         )
         _note(journal, _BEGUN)
+        thawed = True
         try:
             make_private(place.folder, uid=process.uid, gid=process.gid)
             with freeze.frozen(
@@ -124,15 +125,11 @@ def snapshot(
             yield Snapshot({target: nbd_spec(path, target) for target in chosen}, state)
             refuse_ended(guest, place)
         except freeze.ThawError:
-            with signals_wait():
-                _end(guest, place, journal, forget=False)  # the next run tries again to thaw it
+            thawed = False  # the next run tries again
             raise
-        except BaseException:
+        finally:
             with signals_wait():
-                _end(guest, place, journal)
-            raise
-        with signals_wait():
-            _end(guest, place, journal)
+                _end(guest, place, journal, forget=thawed)
 
 
 def recover(guest: Guest, parent: str, *, check_mode: bool) -> str:
