@@ -198,9 +198,11 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import compact_report
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.compact import Compactor
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Hypervisor
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.live_policy import (
+    refuse_live_wishes,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.select import refuse_duplicates
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.turns import MAX_WORKERS
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.usage import Users
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image import compact_policy
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_raise
@@ -216,7 +218,15 @@ def main() -> None:
         argument_spec={
             **libvirt_spec(domains_required=True),
             "disks": {"type": "list", "elements": "str", "default": []},
-            "power": {"type": "str", "choices": ["keep", "cycle"], "default": "keep"},
+            "power": {"type": "str", "choices": ["keep", "cycle", "live"], "default": "keep"},
+            "state": {
+                "type": "str",
+                "choices": ["compacted", "recovered"],
+                "default": "compacted",
+            },
+            "trim": {"type": "bool", "default": True},
+            "accept_transient": {"type": "bool", "default": False},
+            "bandwidth_bytes": {"type": "int", "default": 0},
             "shutdown_timeout": {"type": "int", "default": 300},
             "parallel": {"type": "int", "default": 1},
             **compact_spec(),
@@ -228,12 +238,11 @@ def main() -> None:
         module.fail_json(msg=f"parallel must be between 1 and {MAX_WORKERS}.")
     try:
         refuse_duplicates("disks", params["disks"])
+        refuse_live_wishes(params)
         request = compact_policy.request_of(params, image_format="auto")
         with signals_raise(), Hypervisor(params["uri"], local_only=True) as hypervisor:
-            users = Users(hypervisor)
             compactor = Compactor(
                 hypervisor=hypervisor,
-                users=users,
                 request=request,
                 disks=params["disks"],
                 power=params["power"],
@@ -241,10 +250,14 @@ def main() -> None:
                 parallel=params["parallel"],
                 check_mode=module.check_mode,
                 log=module.log,
+                only_recover=params["state"] == "recovered",
+                trim=params["trim"],
+                accept_transient=params["accept_transient"],
+                bandwidth_bytes=params["bandwidth_bytes"],
             )
             outcomes = compactor.domains(params["domains"])
             if not module.check_mode:
-                users.refresh_pools(disk.path for o in outcomes for disk in o.disks)
+                hypervisor.refresh_pools(disk.path for o in outcomes for disk in o.disks)
     except ThinvirtError as error:
         module.fail_json(**error.result())
     answer = compact_report.result(outcomes, check_mode=module.check_mode)

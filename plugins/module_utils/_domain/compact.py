@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Compact the disks of domains, while they are shut off."""
+"""Compact the disks of domains, while they are shut off, or while they run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,25 @@ import os
 import time
 import typing as t
 
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import policy, restart, xml
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import (
+    live_policy,
+    live_recovery,
+    policy,
+    restart,
+    trim,
+    xml,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.blockjob import (
+    knows_synchronous_copies,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import (
     Guest,
     Hypervisor,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.live import (
+    Bounds,
+    LiveCompaction,
+    LiveOutcome,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.turns import side_by_side
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.usage import Users
@@ -28,7 +43,10 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact_policy
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.estimate import estimate
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.progress import progress_logger
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import Stages
-from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import StoppedError
+from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import StoppedError, is_stopping
+
+#: Seconds that a guest may take to trim; one that is not done by then goes on trimming.
+_TRIM_SECONDS = 600
 
 
 @dataclasses.dataclass
@@ -39,6 +57,7 @@ class DiskOutcome:
     path: str
     outcome: compact.Outcome | None = None
     error: ThinvirtError | None = None
+    live: LiveOutcome | None = None
 
 
 @dataclasses.dataclass
@@ -46,6 +65,8 @@ class Outcome:
     """One domain.
 
     :param status: ``done``, ``skipped`` or ``failed``.
+    :param recovered: what killed runs had left of its disks while it ran, and what became of it.
+    :param trimmed_bytes: what the guest's own trim gave back first; None if it was not asked to.
     :param forgotten: a run that was killed has left it shut down.
     :param downtime_seconds: how long a guest was off that ran before; None if it was not.
     """
@@ -54,6 +75,8 @@ class Outcome:
     status: str = "done"
     reason: str = ""
     disks: list[DiskOutcome] = dataclasses.field(default_factory=list)
+    recovered: list[str] = dataclasses.field(default_factory=list)
+    trimmed_bytes: int | None = None
     forgotten: bool = False
     downtime_seconds: float | None = None
     error: ThinvirtError | None = None
@@ -62,6 +85,8 @@ class Outcome:
     def changed(self) -> bool:
         return (
             self.forgotten
+            or bool(self.recovered)
+            or bool(self.trimmed_bytes)
             or self.downtime_seconds is not None
             or any(disk.outcome.changed for disk in self.disks if disk.outcome)
         )
@@ -72,18 +97,22 @@ class Outcome:
         return found + [disk.error for disk in self.disks if disk.error]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Compactor:
     """How the disks of a host's domains are compacted.
 
     :param disks: targets or globs; empty for every disk that can be thin.
-    :param power: ``keep`` leaves running guests alone, ``cycle`` shuts them down meanwhile.
+    :param power: ``keep`` leaves running guests alone, ``cycle`` shuts them down meanwhile,
+        ``live`` compacts their disks as they run.
+    :param only_recover: end or undo what killed runs have left, and nothing else.
+    :param trim: have guests trim first, with ``live``.
+    :param accept_transient: consent to ``live`` on domains without a configuration.
+    :param bandwidth_bytes: what each copy may move in a second, with ``live``; 0 for no limit.
     :param shutdown_timeout: seconds for a guest to power off, and again to come back.
     :param parallel: how many domains at once have disks on one file system worked on.
     """
 
     hypervisor: Hypervisor
-    users: Users
     request: Request
     disks: t.Sequence[str]
     power: str
@@ -91,6 +120,11 @@ class Compactor:
     parallel: int
     check_mode: bool
     log: t.Callable[[str], None]
+    only_recover: bool = False
+    trim: bool = True
+    accept_transient: bool = False
+    bandwidth_bytes: int = 0
+    _users: Users = dataclasses.field(init=False)
 
     def domains(self, patterns: t.Sequence[str]) -> list[Outcome]:
         """Compact the domains that match: side by side on different file systems, in turn on one.
@@ -104,13 +138,19 @@ class Compactor:
             outcome = Outcome(guest)
             outcomes.append(outcome)
             try:
+                outcome.recovered = live_recovery.recover(
+                    self.hypervisor, guest, log=self.log, check_mode=self.check_mode
+                )
                 configured = xml.parse_domain(guest.configured_xml(with_secrets=False))
                 read.append((outcome, configured))
             except StoppedError:
                 raise
             except ThinvirtError as error:
                 outcome.status, outcome.error = "failed", error
+        if self.only_recover:
+            return outcomes
         policy.refuse_unknown_disks([configured for _outcome, configured in read], self.disks)
+        self._users = Users(self.hypervisor)
         # All file systems of a domain before it begins: a guest must not be off while it waits.
         pieces = [(pair, self._file_systems(pair[1])) for pair in read]
         side_by_side(self._domain_or_error, pieces, each=self.parallel)
@@ -154,6 +194,9 @@ class Compactor:
         if self.power == "keep":
             outcome.status, outcome.reason = "skipped", "The domain is running."
             return
+        if self.power == "live":
+            self._compact_live(outcome, configured, live)
+            return
         planned = self._disks(configured, check_mode=True, running=True)
         worth_it = any(disk.outcome and disk.outcome.changed for disk in planned)
         if worth_it:
@@ -169,6 +212,106 @@ class Compactor:
             outcome.downtime_seconds = time.monotonic() - begin
             outcome.disks = self._disks(configured, check_mode=False)
         outcome.downtime_seconds = time.monotonic() - begin
+
+    def _compact_live(self, outcome: Outcome, configured: xml.Domain, live: xml.Domain) -> None:
+        guest = outcome.guest
+        versions = self.hypervisor.versions()
+        live_policy.refuse_host(versions)
+        live_policy.refuse_domain(
+            guest.name,
+            persistent=guest.is_persistent(),
+            accept_transient=self.accept_transient,
+            busy=guest.is_busy(),
+        )
+        if self.check_mode and self.trim:
+            outcome.reason = "The guest would be asked to trim first; what that gives is not known."
+        elif self.trim:
+            self._trim(outcome)
+        chosen = [
+            (disk, self._estimated(outcome, disk, live))
+            for disk in policy.choose_disks(configured, self.disks)
+        ]
+        outcome.disks = [done for _disk, done in chosen]
+        if self.check_mode:
+            return
+        synchronous = (
+            versions.libvirt >= live_policy.SYNCHRONOUS_COPIES and knows_synchronous_copies()
+        )
+        # What gives back most comes first: the next ones have that space as well.
+        for disk, done in sorted(chosen, key=lambda pair: -_gain(pair[1])):
+            if done.outcome is not None and done.outcome.changed and not is_stopping():
+                self._carry_out(outcome.guest, disk, done, synchronous=synchronous)
+
+    def _trim(self, outcome: Outcome) -> None:
+        """Dead blocks go before they are copied; a guest that can't is compacted nevertheless."""
+        (trimmed,) = trim.trim_all(
+            self.hypervisor,
+            [outcome.guest],
+            minimum_bytes=0,
+            timeout=_TRIM_SECONDS,
+            parallel=1,
+            check_mode=False,
+        )
+        if trimmed.error is None:
+            outcome.trimmed_bytes = trimmed.freed_bytes
+        else:
+            outcome.reason = f"It was not trimmed first: {trimmed.error}"
+
+    def _estimated(self, outcome: Outcome, disk: xml.Disk, live: xml.Domain) -> DiskOutcome:
+        done = DiskOutcome(disk.target, disk.path)
+        try:
+            done.path = self.hypervisor.disk_path(disk)
+            running = live.disk(disk.target)
+            if running is None:
+                raise RefusedError(
+                    f"Refused: disk {disk.target} of domain {live.name} is not plugged in; nothing "
+                    "was changed.",
+                    remedy="Leave it out of disks until the domain is shut off.",
+                )
+            live_policy.refuse_disk(live.name, running, disk)
+            _refuse_foreign(live.name, disk, done.path)
+            done.outcome = estimate(
+                done.path,
+                self._live_request(disk),
+                obstacles=functools.partial(self._users.obstacles, off=outcome.guest.uuid),
+                stages=Stages(report=progress_logger(done.path, self.log)),
+            )
+            if done.outcome.changed:
+                done.outcome.method = "live"
+        except StoppedError:
+            raise
+        except ThinvirtError as error:
+            done.error = error
+        return done
+
+    def _live_request(self, disk: xml.Disk) -> Request:
+        return dataclasses.replace(self.request, image_format=disk.format, method="rewrite")
+
+    def _carry_out(
+        self, guest: Guest, disk: xml.Disk, done: DiskOutcome, *, synchronous: bool
+    ) -> None:
+        if done.outcome is None:
+            return
+        estimated, path = done.outcome, done.outcome.path
+        done.outcome = dataclasses.replace(estimated, method="none", after=estimated.before)
+        try:
+            source = xml.source_of(guest.configured_xml(with_secrets=False), disk.target)
+            work = LiveCompaction(
+                self.hypervisor,
+                guest,
+                disk,
+                path,
+                source=source,
+                request=self._live_request(disk),
+                bounds=Bounds(self.bandwidth_bytes, synchronous),
+                stages=Stages(report=progress_logger(path, self.log)),
+            )
+            done.live = work.live
+            work.carry_out(done.outcome)
+        except StoppedError:
+            raise
+        except ThinvirtError as error:
+            done.error = error
 
     def _disks(
         self, domain: xml.Domain, *, check_mode: bool, running: bool = False
@@ -188,13 +331,13 @@ class Compactor:
             request = dataclasses.replace(self.request, image_format=disk.format or "raw")
             stages = Stages(report=progress_logger(done.path, self.log))
             if running:
-                obstacles = functools.partial(self.users.obstacles, off=domain.uuid)
+                obstacles = functools.partial(self._users.obstacles, off=domain.uuid)
                 done.outcome = estimate(done.path, request, obstacles=obstacles, stages=stages)
             else:
                 done.outcome = compact.compact(
                     done.path,
                     request,
-                    obstacles=self.users.obstacles,
+                    obstacles=self._users.obstacles,
                     check_mode=check_mode,
                     stages=stages,
                 )
@@ -203,6 +346,10 @@ class Compactor:
         except ThinvirtError as error:
             done.error = error
         return done
+
+
+def _gain(done: DiskOutcome) -> int:
+    return (done.outcome.reclaimable_bytes or 0) if done.outcome is not None else 0
 
 
 def _refuse_foreign(domain: str, disk: xml.Disk, path: str) -> None:

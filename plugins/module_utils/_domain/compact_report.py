@@ -31,7 +31,8 @@ def result(outcomes: t.Sequence[Outcome], *, check_mode: bool) -> Result:
 
 def _freed_bytes(outcome: Outcome) -> int:
     done = (disk.outcome for disk in outcome.disks)
-    return sum(image.freed_bytes for image in done if image is not None and image.changed)
+    freed = sum(image.freed_bytes for image in done if image is not None and image.changed)
+    return freed + (outcome.trimmed_bytes or 0)
 
 
 def _entry(outcome: Outcome) -> Result:
@@ -42,17 +43,32 @@ def _entry(outcome: Outcome) -> Result:
         "reason": outcome.reason,
         "changed": outcome.changed,
         "freed_bytes": _freed_bytes(outcome),
-        "recovered": restart.STARTED if outcome.forgotten else "",
+        "recovered": " ".join(_recovered(outcome)),
         "disks": [
-            {"target": disk.target, **compact_report.entry(disk.path, _image(disk))}
+            {"target": disk.target, **compact_report.entry(disk.path, _image(disk)), **_live(disk)}
             for disk in outcome.disks
         ],
     }
+    if outcome.trimmed_bytes is not None:
+        entry["trimmed_bytes"] = outcome.trimmed_bytes
     if outcome.downtime_seconds is not None:
         entry["downtime_seconds"] = round(outcome.downtime_seconds, 1)
     if outcome.error is not None:
         entry["error"] = outcome.error.result()
     return entry
+
+
+def _recovered(outcome: Outcome) -> list[str]:
+    return [*outcome.recovered, *([restart.STARTED] if outcome.forgotten else [])]
+
+
+def _live(disk: DiskOutcome) -> Result:
+    if disk.live is None:
+        return {}
+    return {
+        "stall_seconds": round(disk.live.stall_seconds, 3),
+        "overlay_bytes": disk.live.overlay_bytes,
+    }
 
 
 def _image(disk: DiskOutcome) -> t.Any:
@@ -62,8 +78,10 @@ def _image(disk: DiskOutcome) -> t.Any:
 def _lines(outcome: Outcome, *, check_mode: bool) -> list[str]:
     name = outcome.guest.name
     lines = [f"{name}: failed. {outcome.error}"] if outcome.error else []
-    if outcome.forgotten and not check_mode:
-        lines.append(f"{name}: {restart.STARTED}")
+    if not check_mode:
+        lines += [f"{name}: {sentence}" for sentence in _recovered(outcome)]
+    if outcome.trimmed_bytes:
+        lines.append(f"{name}: the guest's trim freed {outcome.trimmed_bytes / 2**20:.1f} MiB")
     if outcome.reason:
         lines.append(f"{name}: {outcome.status}. {outcome.reason}")
     return lines + [

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The file that talks to libvirt; ``backup_calls`` is a part of it.
+"""The file that talks to libvirt; ``blockjob`` and ``backup_calls`` are parts of it.
 
 A module opens one :class:`Hypervisor`, works on as many :class:`Guest` objects as
 it likes, and closes it.  Every libvirt error becomes a :class:`HypervisorError` or an
@@ -16,6 +16,10 @@ import typing as t
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.backup_calls import (
     BackupCalls,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.blockjob import (
+    DiskJobs,
+    translated,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.policy import (
     Version,
@@ -36,7 +40,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.xml import (
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     AgentError,
     AgentTimeoutError,
-    BusyError,
     HypervisorError,
     NotFoundError,
     RefusedError,
@@ -60,17 +63,6 @@ else:
 
 def _version(number: int) -> Version:
     return number // 1_000_000, number // 1_000 % 1_000, number % 1_000
-
-
-@contextlib.contextmanager
-def _translated(doing: str) -> t.Iterator[None]:
-    """Say what was tried when libvirt raises."""
-    try:
-        yield
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_OPERATION_TIMEOUT:
-            raise BusyError(f"libvirt could not {doing}: {error}.") from error
-        raise HypervisorError(f"libvirt could not {doing}: {error}.") from error
 
 
 def _paused_on_purpose() -> tuple[tuple[int, int], ...]:
@@ -100,7 +92,7 @@ class State:
     paused_on_purpose: bool
 
 
-class Guest(BackupCalls):
+class Guest(DiskJobs, BackupCalls):
     """One domain on an open connection.  Safe to use from several threads."""
 
     def __init__(self, domain: t.Any, uri: str) -> None:
@@ -112,23 +104,23 @@ class Guest(BackupCalls):
         self.uri = uri
 
     def is_active(self) -> bool:
-        with _translated(f"read the state of domain {self.name}"):
+        with translated(f"read the state of domain {self.name}"):
             return bool(self._domain.isActive())
 
     def is_persistent(self) -> bool:
-        with _translated(f"read the state of domain {self.name}"):
+        with translated(f"read the state of domain {self.name}"):
             return bool(self._domain.isPersistent())
 
     def has_managed_save(self) -> bool:
-        with _translated(f"read the state of domain {self.name}"):
+        with translated(f"read the state of domain {self.name}"):
             return bool(self._domain.hasManagedSaveImage(0))
 
     def snapshot_count(self) -> int:
-        with _translated(f"count the snapshots of domain {self.name}"):
+        with translated(f"count the snapshots of domain {self.name}"):
             return self._count(self._domain.snapshotNum)
 
     def checkpoint_count(self) -> int:
-        with _translated(f"list the checkpoints of domain {self.name}"):
+        with translated(f"list the checkpoints of domain {self.name}"):
             return self._count(lambda: len(self._domain.listAllCheckpoints()))
 
     @staticmethod
@@ -143,7 +135,7 @@ class Guest(BackupCalls):
 
     def live_xml(self) -> str:
         """XML of the running domain (without secrets), or of the configured one if it is off."""
-        with _translated(f"read the XML of domain {self.name}"):
+        with translated(f"read the XML of domain {self.name}"):
             return t.cast(str, self._domain.XMLDesc(0))
 
     def configured_xml(self, *, with_secrets: bool) -> str:
@@ -154,7 +146,7 @@ class Guest(BackupCalls):
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE
         if with_secrets:
             flags |= libvirt.VIR_DOMAIN_XML_SECURE
-        with _translated(f"read the configuration of domain {self.name}"):
+        with translated(f"read the configuration of domain {self.name}"):
             return t.cast(str, self._domain.XMLDesc(flags))
 
     def write_note(self, text: str, *, saved: str = "") -> None:
@@ -171,7 +163,7 @@ class Guest(BackupCalls):
         self._set_note(None)
 
     def _set_note(self, element: str | None) -> None:
-        with _translated(f"change the metadata of domain {self.name}"):
+        with translated(f"change the metadata of domain {self.name}"):
             self._domain.setMetadata(
                 libvirt.VIR_DOMAIN_METADATA_ELEMENT,
                 element,
@@ -182,7 +174,7 @@ class Guest(BackupCalls):
 
     def state(self) -> State:
         """What its CPUs do, and why."""
-        with _translated(f"read the state of domain {self.name}"):
+        with translated(f"read the state of domain {self.name}"):
             state, reason = self._domain.state(0)
             return State(
                 active=bool(self._domain.isActive()),
@@ -192,12 +184,12 @@ class Guest(BackupCalls):
 
     def memory_bytes(self) -> int:
         """The most memory that the guest may have as it is."""
-        with _translated(f"read the memory of domain {self.name}"):
+        with translated(f"read the memory of domain {self.name}"):
             return int(self._domain.maxMemory()) * 1024
 
     def jobs(self, targets: t.Iterable[str]) -> list[str]:
         """What libvirt is working on in this domain: block jobs by disk, backup, migration, ..."""
-        with _translated(f"list the jobs of domain {self.name}"):
+        with translated(f"list the jobs of domain {self.name}"):
             found = [f"block job on {disk}" for disk in targets if self._has_block_job(disk)]
             if self._domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE:
                 found.append("backup, dump, save or migration")
@@ -211,22 +203,22 @@ class Guest(BackupCalls):
 
         Every start of the domain, whoever asks for it, resumes it from there.
         """
-        with _translated(f"save domain {self.name}"):
+        with translated(f"save domain {self.name}"):
             self._domain.managedSave(0)
 
     def managed_save_xml(self) -> str:
         """The XML, secrets included, with which the saved guest would be resumed."""
-        with _translated(f"read the saved state of domain {self.name}"):
+        with translated(f"read the saved state of domain {self.name}"):
             flags = libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE
             return t.cast(str, self._domain.managedSaveGetXMLDesc(flags))
 
     def define_managed_save_xml(self, text: str) -> None:
         """Have the saved guest resumed with this XML, running or paused as it was."""
-        with _translated(f"change the saved state of domain {self.name}"):
+        with translated(f"change the saved state of domain {self.name}"):
             self._domain.managedSaveDefineXML(text, 0)
 
     def remove_managed_save(self) -> None:
-        with _translated(f"remove the saved state of domain {self.name}"):
+        with translated(f"remove the saved state of domain {self.name}"):
             self._domain.managedSaveRemove(0)
 
     def shutdown(self) -> None:
@@ -234,7 +226,7 @@ class Guest(BackupCalls):
 
         libvirt tries the agent first and ACPI when there is no agent.
         """
-        with _translated(f"shut down domain {self.name}"):
+        with translated(f"shut down domain {self.name}"):
             self._domain.shutdown()
 
     def reconnect(self) -> None:
@@ -242,7 +234,7 @@ class Guest(BackupCalls):
 
         :raises HypervisorError: it does not answer yet.
         """
-        with _translated(f"be reached again for domain {self.name}"):
+        with translated(f"be reached again for domain {self.name}"):
             self._domain = libvirt.open(self.uri).lookupByUUIDString(self.uuid)
 
     def is_lost(self) -> bool:
@@ -253,12 +245,12 @@ class Guest(BackupCalls):
             return True
 
     def start(self) -> None:
-        with _translated(f"start domain {self.name}"):
+        with translated(f"start domain {self.name}"):
             self._domain.create()
 
     def undefine(self) -> None:
         """Remove the configuration; files of its firmware and its TPM stay."""
-        with _translated(f"remove domain {self.name}"):
+        with translated(f"remove domain {self.name}"):
             self._domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)
 
     def agent(self, command: str, arguments: t.Mapping[str, t.Any], *, timeout: int) -> t.Any:
@@ -376,13 +368,22 @@ class Hypervisor:
         :raises RefusedError: it leads to another machine.
         """
         # an empty uri means libvirt's default, and libvirt.conf may give names to URIs
-        with _translated("tell its URI"):
+        with translated("tell its URI"):
             uri = t.cast(str, self._connection.getURI())
         _refuse_remote(uri)
         return uri
 
+    def reconnect(self) -> None:
+        """Connect anew if the connection is lost, as when libvirtd was restarted.
+
+        :raises HypervisorError: it does not answer yet.
+        """
+        with translated("be reached again"):
+            if not self._connection.isAlive():
+                self._connection = libvirt.open(self.uri)
+
     def versions(self) -> Versions:
-        with _translated("tell its version"):
+        with translated("tell its version"):
             return Versions(
                 libvirt=_version(self._connection.getLibVersion()),
                 hypervisor=_version(self._connection.getVersion()),
@@ -397,7 +398,7 @@ class Hypervisor:
         :raises RefusedError: a name stands twice in the list.
         """
         refuse_duplicates("domains", patterns)
-        with _translated("list the domains"):
+        with translated("list the domains"):
             known = {domain.name(): domain for domain in self._connection.listAllDomains()}
         uuids = {domain.UUIDString(): name for name, domain in known.items()}
         chosen = select(patterns, sorted(known), aliases=uuids)
@@ -412,12 +413,12 @@ class Hypervisor:
 
     def define(self, xml: str) -> Guest:
         """Make this the domain's configuration for its next start."""
-        with _translated("define the domain"):
+        with translated("define the domain"):
             return Guest(self._connection.defineXML(xml), self.uri)
 
     def capabilities(self) -> str:
         """XML: what the host's emulators offer."""
-        with _translated("tell its capabilities"):
+        with translated("tell its capabilities"):
             return t.cast(str, self._connection.getCapabilities())
 
     def domain_capabilities(self, *, emulator: str, arch: str, machine: str, kind: str) -> str:
@@ -426,7 +427,7 @@ class Hypervisor:
         :param emulator: path; empty for the host's own.
         :raises HypervisorError: it does not know the type, or there is no such emulator.
         """
-        with _translated(f"tell what machine type {machine} offers"):
+        with translated(f"tell what machine type {machine} offers"):
             return t.cast(
                 str,
                 self._connection.getDomainCapabilities(emulator or None, arch, machine, kind, 0),
@@ -473,7 +474,7 @@ class Hypervisor:
         """Where the data of a disk lies on this host; empty if it is elsewhere or nowhere."""
         if disk.source_type != "volume":
             return disk.path
-        with _translated(f"look up volume {disk.volume} in storage pool {disk.pool}"):
+        with translated(f"look up volume {disk.volume} in storage pool {disk.pool}"):
             pool = self._connection.storagePoolLookupByName(disk.pool)
             path = t.cast(str, pool.storageVolLookupByName(disk.volume).path())
         # what pools of other machines call a path (rbd: POOL/IMAGE) is none of this host

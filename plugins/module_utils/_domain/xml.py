@@ -26,6 +26,10 @@ else:
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 NOTE_NAMESPACE = "https://github.com/thinvirt/thinvirt.kvm/restart"
+#: Children of a disk's source that libvirt fills in by itself.
+_HARMLESS = ("privateData",)
+#: Children of a disk that say where its data is.
+_WHERE = ("source", "backingStore")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +58,9 @@ class Disk:
     :param pool: storage pool for type ``volume``, with :attr:`volume`.
     :param format: driver type as configured (``qcow2``, ``raw``), empty if not said.
     :param controller: index of the controller that the disk hangs on, None if not said.
+    :param job: kind of the block job on it, such as ``copy``; empty if none (only in live XML).
+    :param job_ready: that job has come to where it can be ended by a pivot.
+    :param details: elements that say more about its source than where it is.
     """
 
     target: str
@@ -68,6 +75,9 @@ class Disk:
     shareable: bool
     controller: int | None
     settings: DiskSettings
+    job: str = ""
+    job_ready: bool = False
+    details: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +209,50 @@ def without_settings(text: str) -> str:
             # libvirt writes defaults out in some versions only
             for name in ("discard", "detect_zeroes", "discard_no_unref"):
                 driver.attrib.pop(name, None)
+    return _canonical(tree)
+
+
+def canonical(text: str) -> str:
+    """The XML in a form in which two equal domains are equal texts."""
+    return _canonical(parse_tree(text))
+
+
+def source_of(text: str, target: str) -> str:
+    """What says where the data of a disk is: a ``<disk>`` with its source alone.
+
+    :raises HypervisorError: there is no such disk.
+    """
+    element = _disk_element(parse_tree(text), target)
+    kept = etree.Element("disk", type=element.get("type", "file"))
+    kept.extend(child for child in list(element) if child.tag in _WHERE)
+    for child in kept:
+        child.tail = None
+    return str(etree.tostring(kept, encoding="unicode"))
+
+
+def with_source(text: str, target: str, source: str) -> str:
+    """The XML with a disk's data where :func:`source_of` has said, all else as it was."""
+    tree = parse_tree(text)
+    element = _disk_element(tree, target)
+    wanted = etree.fromstring(source, etree.XMLParser(resolve_entities=False, no_network=True))
+    element.set("type", wanted.get("type"))
+    position = 0
+    for child in [child for child in element if child.tag in _WHERE]:
+        position = element.index(child)
+        element.remove(child)
+    for child in reversed(list(wanted)):
+        element.insert(position, child)
+    return serialize(tree)
+
+
+def _disk_element(tree: t.Any, target: str) -> t.Any:
+    for element in tree.findall("devices/disk"):
+        if _attribute(element, "target", "dev") == target:
+            return element
+    raise HypervisorError(f"The domain has no disk {target} any more.")
+
+
+def _canonical(tree: t.Any) -> str:
     for controller in sorted(tree.findall("devices/controller"), key=etree.tostring):
         # appending an element that is in the tree moves it
         controller.getparent().append(controller)
@@ -281,7 +335,7 @@ def _settings(element: t.Any) -> DiskSettings:
 
 
 def _disk(element: t.Any) -> Disk:
-    address = element.find("address")
+    address, mirror = element.find("address"), element.find("mirror")
     drive = address is not None and address.get("type") == "drive"
     return Disk(
         target=_attribute(element, "target", "dev"),
@@ -296,6 +350,14 @@ def _disk(element: t.Any) -> Disk:
         shareable=element.find("shareable") is not None,
         controller=_number(address.get("controller")) if drive else None,
         settings=_settings(element),
+        job=mirror.get("job", "copy") if mirror is not None else "",
+        job_ready=mirror is not None and mirror.get("ready") == "yes",
+        details=tuple(
+            str(child.tag)
+            for parent in (element.find("source"), element.find("driver"))
+            for child in (parent if parent is not None else ())
+            if isinstance(child.tag, str) and child.tag not in _HARMLESS
+        ),
     )
 
 

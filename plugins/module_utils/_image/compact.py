@@ -46,7 +46,10 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import (
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.process import Runner, run
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_img import QemuImg
-from ansible_collections.thinvirt.kvm.plugins.module_utils._image.recover import recover
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.recover import (
+    recover,
+    refuse_part_of_chain,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import Stages
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.sparsify import sparsify
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_wait
@@ -106,6 +109,8 @@ def _compact(
 ) -> Outcome:
     with open_image(path) as image:
         name, block_device = image.path, image.block_device
+    if not block_device:
+        refuse_part_of_chain(name)
     if check_mode or block_device:
         left = None if block_device else peek(name)
         with open_image(name) as image:

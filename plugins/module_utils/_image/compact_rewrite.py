@@ -58,7 +58,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.zeros import
 
 
 @dataclasses.dataclass(frozen=True)
-class _Plan:
+class Plan:
     """The copy that is to be made.
 
     :param keeps_form: it is like the image, but for what is of no use in it.
@@ -110,7 +110,7 @@ class Rewrite:
         :raises RefusedError: it must not be done; nothing was changed.
         """
         refuse_reader(self.image.fd, self.image.path)
-        plan = self._plan()
+        plan = self.plan()
         enough = self.request.threshold(self.facts.allocated_bytes)
         if plan.keeps_form:
             outcome.reclaimable_bytes = 0 if plan.preallocated else self._estimate(plan)
@@ -125,7 +125,7 @@ class Rewrite:
         keep = f"{os.path.basename(self.image.path)}.thinvirt-original"
         keep = keep if self.request.keep_original else ""
         refuse_taken_name(self.image.path, keep)
-        self._refuse_too_little_space(plan.needed_bytes)
+        self.refuse_too_little_space(plan.needed_bytes)
         if self.journal is not None and not self._copied(outcome, plan, self.journal, keep=keep):
             return
         outcome.method = "rewrite"
@@ -145,7 +145,11 @@ class Rewrite:
                 read_open_header(image, path=image.path, image_format=self.facts.header.format)
             )
 
-    def _plan(self) -> _Plan:
+    def plan(self) -> Plan:
+        """Decide what the copy is to be like.
+
+        :raises RefusedError: it must not be made; nothing was changed.
+        """
         path, header, request = self.image.path, self.facts.header, self.request
         policy.refuse_rewrite(path, self.facts, request)  # before QEMU opens what a header names
         spec = self._source_spec(header)
@@ -171,7 +175,7 @@ class Rewrite:
         overlay = header.qcow2 is not None and header.qcow2.backing_file is not None
         like = policy.copy_of(header, same, compressed=compressed)
         needed, least = self._measured(spec, copy)
-        return _Plan(
+        return Plan(
             copy=copy,
             spec=spec,
             compressed=compressed,
@@ -182,7 +186,7 @@ class Rewrite:
             least_bytes=least,
         )
 
-    def _copied(self, outcome: Outcome, plan: _Plan, journal: Journal, *, keep: str) -> bool:
+    def _copied(self, outcome: Outcome, plan: Plan, journal: Journal, *, keep: str) -> bool:
         """Make the copy and give it the name; false if it was not worth it and was dropped."""
         path, allocated = self.image.path, self.facts.allocated_bytes
         enough = self.request.threshold(allocated)
@@ -195,7 +199,7 @@ class Rewrite:
             journal=journal,
             tool=self.tool,
             stages=self.stages,
-            finish=self._thin if sparse else None,
+            finish=self.thin if sparse else None,
         ) as (new, record):
             outcome.compared = True
             saved = allocated - (new.usage.allocated_bytes or 0)
@@ -212,7 +216,7 @@ class Rewrite:
             swap_in(new, path, journal=journal, record=record, stages=self.stages, keep=keep)
         return True
 
-    def _thin(self, fd: int) -> None:
+    def thin(self, fd: int) -> None:
         """Free the zeros that QEMU has written into a copy, or the next run would find them."""
         allocated = os.fstat(fd).st_blocks * 512
         try:
@@ -259,7 +263,7 @@ class Rewrite:
         whole = copy.options.get("preallocation") in ("falloc", "full")
         return (measured.fully_allocated_bytes if whole else required), required
 
-    def _estimate(self, plan: _Plan) -> int:
+    def _estimate(self, plan: Plan) -> int:
         """What a copy in the same form would save: clusters of no use, and zeros in the others."""
         facts, dead, tables = self.facts, 0, 0
         if facts.header.qcow2 is not None:
@@ -272,7 +276,7 @@ class Rewrite:
             ).required_bytes
         return min(facts.allocated_bytes, dead + max(0, self.zeros() - tables))
 
-    def _predicted(self, outcome: Outcome, plan: _Plan) -> int:
+    def _predicted(self, outcome: Outcome, plan: Plan) -> int:
         """What the copy will take, as far as that can be told."""
         if plan.keeps_form:
             return max(0, self.facts.allocated_bytes - (outcome.reclaimable_bytes or 0))
@@ -282,7 +286,8 @@ class Rewrite:
         # How far data can be compressed only time tells.
         return min(self.facts.allocated_bytes, needed) if plan.copy.compressed else needed
 
-    def _refuse_too_little_space(self, needed: int) -> None:
+    def refuse_too_little_space(self, needed: int) -> None:
+        """Refuse a copy of so many bytes that could fill the file system."""
         system = file_system_of(self.image.fd)
         policy.refuse_too_little_space(
             self.image.path,

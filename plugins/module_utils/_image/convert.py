@@ -56,7 +56,10 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_argv impo
     image_spec,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_img import QemuImg
-from ansible_collections.thinvirt.kvm.plugins.module_utils._image.recover import recover
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.recover import (
+    recover,
+    refuse_part_of_chain,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import (
     NewCopy,
     Source,
@@ -206,6 +209,8 @@ def _convert(
     runner: Runner,
 ) -> Outcome:
     with open_image(src) as image:
+        if not image.block_device:
+            refuse_part_of_chain(image.path)
         header = read_open_header(image, path=src, image_format=request.src_format)
         work = _Conversion(image, header, dest, request=request, stages=stages, runner=runner)
         work.refuse()

@@ -66,7 +66,7 @@ def estimate(
         header = read_open_header(image, path=image.path, image_format=request.image_format)
         users = [o for o in obstacles(image) if o.unless_format != header.format]
         refuse_obstacles(image.path, users, punch=request.method != "trim")
-        facts = _facts(image, header)
+        facts = facts_in_use(image, header)
         refuse_any_change(image.path, facts, request)
         sizes = sizes_of(header)
         outcome = Outcome(image.path, before=sizes, after=sizes)
@@ -101,7 +101,7 @@ def estimate(
         return outcome
 
 
-def _facts(image: OpenImage, header: ImageHeader) -> Facts:
+def facts_in_use(image: OpenImage, header: ImageHeader) -> Facts:
     """What is known of an image in use; a guest that runs may well have left it marked as dirty."""
     if header.qcow2 is not None:
         qcow2 = dataclasses.replace(header.qcow2, features=header.qcow2.features - {"dirty"})

@@ -16,6 +16,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import stat
 import typing as t
@@ -28,6 +29,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import
 
 #: A journal has a few lines of some hundred bytes; no more than this is read of one.
 MAX_JOURNAL_BYTES = 64 * 1024
+_MARK = r"\.thinvirt-[0-9a-f]{16}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +51,30 @@ class Identity:
 
 
 @dataclasses.dataclass(frozen=True)
+class Live:
+    """What else is to be known where a running domain's image is compacted.
+
+    :param domain: its UUID.
+    :param target: the disk.
+    :param overlay: name of the first overlay, beside the image.
+    :param second: name of the second one, which lies on the copy; empty before it is made.
+    :param source: where the domain's configuration had the disk (``xml.source_of``).
+    :param image_format: of the image, and of its copy.
+    """
+
+    domain: str
+    target: str
+    overlay: str
+    source: str
+    image_format: str
+    second: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Record:
     """How far a run has come.
 
-    :param operation: ``rewrite``, ``punch`` or ``convert``.
+    :param operation: ``rewrite``, ``punch``, ``convert`` or ``live``.
     :param stage: the stage that has begun, for people; ``swap`` is the only one that matters for
         recovery: from there on the image's name may mean the copy already.
     :param pid: of the run.
@@ -61,6 +83,7 @@ class Record:
     :param kept: name of the link to the original in the same folder; empty before it is made.
     :param keep_original: leave that link behind in the end.
     :param copy: the copy, known from the stage ``swap`` on.
+    :param live: for the operation ``live``.
     """
 
     operation: str
@@ -71,6 +94,7 @@ class Record:
     kept: str = ""
     keep_original: bool = False
     copy: Identity | None = None
+    live: Live | None = None
 
 
 def journal_path(path: str) -> str:
@@ -85,13 +109,21 @@ def temp_name(path: str) -> str:
 
 def is_temp_name(name: str, path: str) -> bool:
     """Whether :func:`temp_name` makes such names for this image: others are never removed."""
-    prefix, suffix = f".{os.path.basename(path)}.thinvirt-", ".tmp"
-    token = name[len(prefix) : -len(suffix)]
-    return (
-        name == f"{prefix}{token}{suffix}"
-        and len(token) == 16
-        and all(character in "0123456789abcdef" for character in token)
-    )
+    return bool(re.fullmatch(rf"\.{re.escape(os.path.basename(path))}{_MARK}\.tmp", name))
+
+
+def overlay_name(path: str) -> str:
+    """A new name, in the image's folder, for an overlay that a guest writes to for a while.
+
+    Not a hidden one: whoever looks into the folder is to see that it belongs to the image.
+    """
+    return f"{os.path.basename(path)}.thinvirt-{secrets.token_hex(8)}.overlay"
+
+
+def overlaid(path: str) -> str:
+    """The image that an overlay with such a name lies on; empty if it is no such name."""
+    found = re.fullmatch(rf"(.+){_MARK}\.overlay", os.path.basename(path), re.DOTALL)
+    return os.path.join(os.path.dirname(path), found[1]) if found else ""
 
 
 class Journal:
@@ -141,6 +173,30 @@ class Journal:
             sync_folder(os.path.dirname(self.path))
         except OSError as error:
             raise failure(self.path, "removed", error) from error
+
+
+class Part(Journal):
+    """A journal's part for work within other work: what it says is added to the whole's record.
+
+    :param whole: the record of the whole, as it is before and after this part.
+    """
+
+    def __init__(self, journal: Journal, whole: Record) -> None:
+        super().__init__(journal.path, -1, None)
+        self._journal = journal
+        self._whole = whole
+
+    def write(self, record: Record) -> None:
+        whole = dataclasses.replace(
+            self._whole, stage=record.stage, source=record.source, temp=record.temp
+        )
+        self._journal.write(whole)
+
+    def clear(self) -> None:
+        self._journal.write(self._whole)
+
+    def remove(self) -> None:
+        """The whole does that."""
 
 
 def no_journal(error: ThinvirtError) -> Journal:
@@ -276,7 +332,8 @@ def _last_record(data: bytes) -> Record | None:
                 name: Identity(**fields[name]) if fields[name] else None
                 for name in ("source", "copy")
             }
-            return Record(**{**fields, **files})
+            live = Live(**fields["live"]) if fields.get("live") else None
+            return Record(**{**fields, **files, "live": live})
         except (ValueError, TypeError, KeyError):
             continue
     return None

@@ -157,3 +157,26 @@ def convert_argv(program: str, spec: str, target: str, *, copy: Copy) -> list[st
 def compare_argv(program: str, spec: str, other: str) -> list[str]:
     """``qemu-img compare``: whether a guest would read the same from both."""
     return [program, "compare", "-p", spec, other]
+
+
+def overlay_argv(
+    program: str, path: str, *, size_bytes: int, backing: str, backing_format: str
+) -> list[str]:
+    """``qemu-img create`` of an empty qcow2 overlay; what lies below is not opened.
+
+    :param backing: an absolute path, which goes into the header.
+    """
+    return [
+        *(program, "create", "-q", "-u"),
+        *("-f", "qcow2"),
+        *("-b", backing, "-F", backing_format),
+        *(path, str(size_bytes)),
+    ]
+
+
+def commit_argv(program: str, spec: str) -> list[str]:
+    """``qemu-img commit``: what is in an overlay goes into the image below, and stays in it too.
+
+    Flushed, as the default cache mode is.
+    """
+    return [program, "commit", "-q", "-d", "-t", "writeback", spec]

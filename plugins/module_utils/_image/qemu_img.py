@@ -18,11 +18,13 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.process import
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_argv import (
     Copy,
     check_argv,
+    commit_argv,
     compare_argv,
     convert_argv,
     info_argv,
     map_argv,
     measure_argv,
+    overlay_argv,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_output import (
     CheckResult,
@@ -144,6 +146,29 @@ class QemuImg:
         if completed.rc not in (0, 1):
             raise _failed(argv, completed)
         return completed.rc == 0
+
+    def create_overlay(
+        self, fd: int, *, size_bytes: int, backing: str, backing_format: str
+    ) -> None:
+        """Make an empty overlay in an open file.
+
+        :raises CommandError: it can't be made.
+        """
+        argv = overlay_argv(
+            self._path(),
+            f"/proc/self/fd/{fd}",
+            size_bytes=size_bytes,
+            backing=backing,
+            backing_format=backing_format,
+        )
+        self._output(argv, (fd,))
+
+    def commit(self, spec: str) -> None:
+        """Write what is in an overlay into the image below it; both must be out of use.
+
+        :raises CommandError: it failed; the overlay with what is below it has the content still.
+        """
+        self._output(commit_argv(self._path(), spec))
 
     def _path(self) -> str:
         if not self._program:

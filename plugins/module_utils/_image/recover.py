@@ -17,6 +17,8 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
     Journal,
     Record,
     is_temp_name,
+    overlaid,
+    peek,
     sync_folder,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import (
@@ -44,9 +46,34 @@ def recover(path: str, journal: Journal) -> str:
     if record is None:
         journal.clear()
         return ""
+    refuse_live(path, record)
     done = _recover(path, record)
     journal.clear()
     return done
+
+
+def refuse_part_of_chain(path: str) -> None:
+    """Refuse an image or an overlay that a killed run on a running domain has left as it is now.
+
+    :raises RefusedError: it is one, or another run is at work on it.
+    """
+    for image in filter(None, (path, overlaid(path))):
+        refuse_live(image, peek(image))
+
+
+def refuse_live(path: str, record: Record | None) -> None:
+    """Refuse an image above which a domain may have an overlay, with writes that are not in it.
+
+    :raises RefusedError: such an overlay is in its journal.
+    """
+    if record is None or record.live is None:
+        return
+    raise RefusedError(
+        f"{shown(path)} was compacted while domain {record.live.domain} ran, and that run was "
+        f"killed (process {record.pid}, {record.stage}); the guest's last writes may be in "
+        f"{shown(record.live.second or record.live.overlay)}. Nothing was changed.",
+        remedy="End or undo it with thinvirt.kvm.domain_compact and state=recovered.",
+    )
 
 
 def _recover(path: str, record: Record) -> str:
@@ -69,7 +96,7 @@ def _recover(path: str, record: Record) -> str:
             remedy="Give the right one of these its name, and remove the journal.",
         )
     for name in names:
-        _wait_until_free(os.path.join(folder, name))
+        wait_until_free(os.path.join(folder, name))
     swapped = record.copy is not None and now is not None and now.ino == record.copy.ino
     if record.kept and _is_second_name(os.path.join(folder, record.kept), path, record, now=now):
         # Also one that was to be kept: the run is undone, and the original has its own name.
@@ -108,7 +135,7 @@ def _is_second_name(kept: str, path: str, record: Record, *, now: Identity | Non
     )
 
 
-def _wait_until_free(path: str) -> None:
+def wait_until_free(path: str) -> None:
     """Wait for who has a file open through QEMU that is to lose its name.
 
     A killed run's qemu-img ends at once.  A domain may have opened the original just before it

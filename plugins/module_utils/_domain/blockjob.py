@@ -1,0 +1,147 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""libvirt's block jobs on the disks of a running domain.
+
+A part of ``connection``: besides that file, this one alone talks to libvirt.  What the jobs do to
+the configuration too was seen with libvirt 9.0: a snapshot without metadata, a copy's pivot and a
+commit's pivot each change the file that the next start uses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import typing as t
+from xml.sax.saxutils import quoteattr
+
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
+    BusyError,
+    HypervisorError,
+)
+
+with contextlib.suppress(ImportError):  # connection says so when it is asked to connect
+    import libvirt
+
+
+@contextlib.contextmanager
+def translated(doing: str) -> t.Iterator[None]:
+    """Say what was tried when libvirt raises."""
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_OPERATION_TIMEOUT:
+            raise BusyError(f"libvirt could not {doing}: {error}.") from error
+        raise HypervisorError(f"libvirt could not {doing}: {error}.") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockJob:
+    """How far a block job has come, in a unit of QEMU's own."""
+
+    done: int
+    end: int
+
+    @property
+    def percent(self) -> float:
+        return 100.0 * self.done / self.end if self.end else 0.0
+
+
+class DiskJobs:
+    """Block jobs of a domain; a base class of ``connection.Guest``."""
+
+    _domain: t.Any
+    name: str
+
+    def block_job(self, target: str) -> BlockJob | None:
+        """The job on a disk, of whatever kind and whoever began it."""
+        with translated(f"read the block job of disk {target} of domain {self.name}"):
+            # A list instead of a dictionary, or nothing in it, means that there is none.
+            info = self._domain.blockJobInfo(target, 0)
+            return BlockJob(info["cur"], info["end"]) if info else None
+
+    def is_busy(self) -> bool:
+        """Whether the domain as a whole is being saved, migrated, dumped or backed up."""
+        with translated(f"read the jobs of domain {self.name}"):
+            try:
+                return bool(self._domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
+                    return False
+                raise
+
+    def written_bytes(self, target: str) -> int:
+        """What the guest has written to a disk since it was started."""
+        with translated(f"read the counters of disk {target} of domain {self.name}"):
+            return int(self._domain.blockStats(target)[3])
+
+    def write_to_overlay(self, target: str, path: str, *, others: t.Iterable[str]) -> None:
+        """Have a disk written to an empty overlay that is there already, at one instant.
+
+        :param others: the domain's other disks, which stay as they are.
+        """
+        rest = "".join(f"<disk name={quoteattr(other)} snapshot='no'/>" for other in others)
+        snapshot = (
+            "<domainsnapshot><disks>"
+            f"<disk name={quoteattr(target)} snapshot='external' type='file'>"
+            f"<driver type='qcow2'/><source file={quoteattr(path)}/></disk>"
+            f"{rest}</disks></domainsnapshot>"
+        )
+        with translated(f"have disk {target} of domain {self.name} written to an overlay"):
+            self._domain.snapshotCreateXML(
+                snapshot,
+                libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+                | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+                | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+                | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT,
+            )
+
+    def begin_copy(
+        self, target: str, path: str, *, bandwidth_bytes: int, synchronous: bool
+    ) -> None:
+        """Begin to copy a disk's overlay, without what is below it, to one that is there already.
+
+        :param bandwidth_bytes: a second; 0 for as much as there is.
+        :param synchronous: what the guest writes meanwhile goes to both at once (libvirt 8.0).
+        """
+        destination = (
+            "<disk type='file'><driver name='qemu' type='qcow2'/>"
+            f"<source file={quoteattr(path)}/></disk>"
+        )
+        flags = (
+            libvirt.VIR_DOMAIN_BLOCK_COPY_SHALLOW
+            | libvirt.VIR_DOMAIN_BLOCK_COPY_REUSE_EXT
+            | libvirt.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB
+        )
+        if synchronous:
+            flags |= libvirt.VIR_DOMAIN_BLOCK_COPY_SYNCHRONOUS_WRITES
+        limit = {libvirt.VIR_DOMAIN_BLOCK_COPY_BANDWIDTH: bandwidth_bytes}
+        with translated(f"copy the overlay of disk {target} of domain {self.name}"):
+            self._domain.blockCopy(target, destination, limit if bandwidth_bytes else {}, flags)
+
+    def begin_commit(self, target: str, *, bandwidth_bytes: int) -> None:
+        """Begin to move what is in a disk's overlay into the image below it."""
+        with translated(f"commit the overlay of disk {target} of domain {self.name}"):
+            self._domain.blockCommit(
+                target,
+                None,
+                None,
+                bandwidth_bytes,
+                libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE
+                | libvirt.VIR_DOMAIN_BLOCK_COMMIT_SHALLOW
+                | libvirt.VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES,
+            )
+
+    def pivot(self, target: str) -> None:
+        """End a job that is ready: from now on the guest writes to where it went."""
+        with translated(f"switch disk {target} of domain {self.name} over"):
+            self._domain.blockJobAbort(target, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
+
+    def abort_job(self, target: str) -> None:
+        """Give a job up: the guest goes on with the file that it writes to now."""
+        with translated(f"give up the block job on disk {target} of domain {self.name}"):
+            self._domain.blockJobAbort(target, 0)
+
+
+def knows_synchronous_copies() -> bool:
+    """Whether libvirt's bindings know them; the daemon has to as well."""
+    return hasattr(libvirt, "VIR_DOMAIN_BLOCK_COPY_SYNCHRONOUS_WRITES")

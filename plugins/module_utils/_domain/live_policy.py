@@ -1,0 +1,244 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What forbids to compact a running domain's disk, and what is to be done from a state (pure).
+
+While it lasts the disk is a chain: an overlay that the guest writes to, and below it the image, or
+a copy of the image with the same content.  The image's name means the one or the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.policy import (
+    Versions,
+    is_written,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.xml import Disk
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
+    RefusedError,
+    UnsupportedError,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.header import ImageHeader
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import shown
+
+#: What this collection is tested with: block jobs that survive a restart of libvirtd, copies onto
+#: an overlay that is there already, and a copy's image opened only when the job is done.
+NEEDED = {"libvirt": (7, 0, 0), "QEMU": (5, 2, 0)}
+#: VIR_DOMAIN_BLOCK_COPY_SYNCHRONOUS_WRITES (libvirt's NEWS for 8.0.0).
+SYNCHRONOUS_COPIES = (8, 0, 0)
+
+#: Stages of the journal, in their order; from ``merge`` on what the overlay holds may be in the
+#: image already.
+SNAPSHOT, SWAP, MIRROR, PIVOT, MERGE = "snapshot", "swap", "mirror", "pivot", "merge"
+
+
+def refuse_live_wishes(params: t.Mapping[str, t.Any]) -> None:
+    """Refuse what a module's parameters can't mean where a domain runs on."""
+    if params["bandwidth_bytes"] < 0:
+        raise RefusedError("bandwidth_bytes is negative.", remedy="Use 0 for no limit.")
+    if params["power"] == "live" and params["method"] not in ("auto", "rewrite"):
+        raise RefusedError(
+            f"method={params['method']} works on images in place, which a running guest writes to; "
+            "nothing was changed.",
+            remedy="Use method=auto or rewrite with power=live, or power=cycle.",
+        )
+
+
+def refuse_host(versions: Versions) -> None:
+    """Refuse a libvirt or a QEMU that is too old."""
+    if versions.driver != "QEMU":
+        raise UnsupportedError(
+            f"Refused: disks of running domains of libvirt's {versions.driver} driver cannot be "
+            "compacted; nothing was changed.",
+            remedy="Use it on qemu:///system, or with power=keep.",
+        )
+    for product, present in (("libvirt", versions.libvirt), ("QEMU", versions.hypervisor)):
+        if present < NEEDED[product]:
+            needed = ".".join(map(str, NEEDED[product]))
+            raise UnsupportedError(
+                f"Refused: to compact disks of running domains needs {product} {needed}, and this "
+                f"host has {'.'.join(map(str, present))}; nothing was changed.",
+                remedy=f"Upgrade {product}, or use power=cycle.",
+            )
+
+
+def refuse_domain(name: str, *, persistent: bool, accept_transient: bool, busy: bool) -> None:
+    """Refuse a domain of which no disk can be compacted while it runs."""
+    if not persistent and not accept_transient:
+        raise RefusedError(
+            f"Refused: domain {name} is transient; if the host failed meanwhile, nobody would know "
+            "that its last writes are in an overlay. Nothing was changed.",
+            remedy="Consent with accept_transient=true, or make it persistent (virsh define).",
+        )
+    if busy:
+        raise RefusedError(
+            f"Refused: domain {name} is being saved, migrated or backed up; nothing was changed.",
+            remedy="Wait for that to end, or end it with virsh domjobabort.",
+        )
+
+
+def refuse_disk(name: str, disk: Disk, configured: Disk | None) -> None:
+    """Refuse a disk for what the domain's XML says of it.
+
+    :param disk: as it is in the running domain.
+    :param configured: the same at its next start; None if it is plugged in for this run only, or
+        the domain has no configuration.
+    """
+    where = f"disk {disk.target} of domain {name}"
+    if not is_written(disk) or disk.device != "disk":
+        raise _refused(where, "is read-only, removable or passed through", "Leave it out of disks.")
+    if disk.source_type not in ("file", "volume"):
+        raise _refused(
+            where,
+            f"is of type {disk.source_type}, no image file on this host",
+            "Have the guest trim it (thinvirt.kvm.domain_trim).",
+        )
+    if disk.format not in ("raw", "qcow2"):
+        raise _refused(
+            where, f"has the format {disk.format or 'unknown'}", "Convert it to qcow2 or raw."
+        )
+    if disk.shareable:
+        raise _refused(where, "may be used by several domains at once (shareable)", _CYCLE)
+    if disk.job:
+        raise _refused(
+            where,
+            f"has a block job ({disk.job}) at work",
+            f"Wait for it to end, or end it (virsh blockjob {name} {disk.target} --abort).",
+        )
+    if disk.details:
+        raise _refused(
+            where,
+            f"has settings that would be lost ({', '.join(disk.details)})",
+            _CYCLE,
+        )
+    if configured is not None and _place(configured) != _place(disk):
+        raise _refused(
+            where,
+            "is another file at the domain's next start",
+            "Shut the domain down and start it, or correct its configuration.",
+        )
+
+
+def refuse_plugged(name: str, target: str) -> None:
+    """Refuse a disk that the domain's configuration does not have."""
+    raise _refused(
+        f"disk {target} of domain {name}",
+        "is plugged in for this run only, and is not in the domain's configuration",
+        "Attach it to the configuration too (virsh attach-device --config).",
+    )
+
+
+def refuse_image(path: str, header: ImageHeader) -> None:
+    """Refuse an image for what it would lose; see ``compact_policy.refuse_rewrite`` as well."""
+    if header.qcow2 is not None and header.qcow2.bitmap_count:
+        raise RefusedError(
+            f"{shown(path)} has {header.qcow2.bitmap_count} dirty bitmaps, which would miss what "
+            "the guest writes meanwhile; nothing was changed.",
+            remedy=_CYCLE,
+        )
+
+
+_CYCLE = "Use power=cycle, which shuts the guest down meanwhile."
+
+
+def _place(disk: Disk) -> tuple[str, str, str]:
+    return disk.path, disk.pool, disk.volume
+
+
+def _refused(where: str, why: str, remedy: str) -> RefusedError:
+    return RefusedError(f"Refused: {where} {why}; nothing was changed.", remedy=remedy)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A disk that a run has left in the middle of its work, or is giving up.
+
+    :param stage: the last one in the journal.
+    :param running: the domain runs.
+    :param top: what the guest writes to, or would at its next start: ``base``, ``overlay``,
+        ``second``, or ``other``.
+    :param exchanged: the image's name means the copy.
+    :param holds_original: somebody has the original open, by whatever name.
+    :param holds_copy: somebody has the copy open.
+    :param overlay_written: something was written to the first overlay.
+    :param tops_equal: the first overlay and the second have the same content; None if not asked.
+    """
+
+    stage: str
+    running: bool
+    top: str
+    exchanged: bool
+    holds_original: bool = False
+    holds_copy: bool = False
+    overlay_written: bool = False
+    tops_equal: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Settlement:
+    """What is to be done.
+
+    :param take_back: give the original its name back first.
+    :param commit: commit the top to what is below it.
+    :param finished: the domain has its copy in the end, otherwise its original.
+    """
+
+    take_back: bool
+    commit: bool
+    finished: bool
+
+
+def must_compare(found: Found) -> bool:
+    """Whether only the contents can tell which overlay is the right one.
+
+    The host failed between QEMU's change from one to the other and libvirt's note of it, or just
+    before: the configuration still names the first.
+    """
+    return found.top == "overlay" and not found.running and found.stage == PIVOT
+
+
+def settle(found: Found) -> Settlement:
+    """Decide how a chain becomes one file again, with all that the guest has written.
+
+    :raises RefusedError: that can't be told; nothing is to be changed.
+    """
+    if found.top == "base":
+        if found.stage != MERGE and found.overlay_written:
+            raise _unclear("its domain does not use the overlay, and something was written to it")
+        return Settlement(take_back=False, commit=False, finished=found.exchanged)
+    if found.top == "second":
+        if not found.exchanged:
+            raise _unclear("its name does not mean the copy that the overlay lies on")
+        return Settlement(take_back=False, commit=True, finished=True)
+    if found.top != "overlay":
+        raise _unclear("its domain uses a file that is none of this run's")
+    if must_compare(found) and not found.tops_equal:
+        raise _unclear(
+            "the guest was switched from one overlay to another when it ended, and they differ"
+        )
+    if not found.running or not found.exchanged:
+        return Settlement(take_back=False, commit=True, finished=found.exchanged)
+    # QEMU opens what it is going to write to by its name, with the tables of the file that it has
+    # open now in mind: both must be the same file.
+    if found.holds_original == found.holds_copy:
+        raise _unclear("it cannot be told which of two files the guest has open")
+    return Settlement(take_back=found.holds_original, commit=True, finished=found.holds_copy)
+
+
+def _unclear(why: str) -> RefusedError:
+    return RefusedError(
+        f"It is not clear what to do about an image that a run was at work on: {why}. "
+        "Nothing was changed.",
+        remedy="Look at the files with its name, keep the one with the last writes below the "
+        "domain's disk, and remove the others and the journal.",
+    )
+
+
+def top_of(path: str, names: t.Mapping[str, str]) -> str:
+    """Which of a chain's files this is.
+
+    :param names: paths by ``base``, ``overlay`` and ``second``.
+    """
+    return next((role for role, name in names.items() if name and name == path), "other")
