@@ -19,9 +19,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import (
     trim,
     xml,
 )
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.blockjob import (
-    knows_synchronous_copies,
-)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import (
     Guest,
     Hypervisor,
@@ -215,8 +212,7 @@ class Compactor:
 
     def _compact_live(self, outcome: Outcome, configured: xml.Domain, live: xml.Domain) -> None:
         guest = outcome.guest
-        versions = self.hypervisor.versions()
-        live_policy.refuse_host(versions)
+        live_policy.refuse_host(self.hypervisor.versions())
         live_policy.refuse_domain(
             guest.name,
             persistent=guest.is_persistent(),
@@ -234,13 +230,10 @@ class Compactor:
         outcome.disks = [done for _disk, done in chosen]
         if self.check_mode:
             return
-        synchronous = (
-            versions.libvirt >= live_policy.SYNCHRONOUS_COPIES and knows_synchronous_copies()
-        )
         # What gives back most comes first: the next ones have that space as well.
         for disk, done in sorted(chosen, key=lambda pair: -_gain(pair[1])):
             if done.outcome is not None and done.outcome.changed and not is_stopping():
-                self._carry_out(outcome.guest, disk, done, synchronous=synchronous)
+                self._carry_out(outcome.guest, disk, done)
 
     def _trim(self, outcome: Outcome) -> None:
         """Dead blocks go before they are copied; a guest that can't is compacted nevertheless."""
@@ -287,9 +280,7 @@ class Compactor:
     def _live_request(self, disk: xml.Disk) -> Request:
         return dataclasses.replace(self.request, image_format=disk.format, method="rewrite")
 
-    def _carry_out(
-        self, guest: Guest, disk: xml.Disk, done: DiskOutcome, *, synchronous: bool
-    ) -> None:
+    def _carry_out(self, guest: Guest, disk: xml.Disk, done: DiskOutcome) -> None:
         if done.outcome is None:
             return
         estimated, path = done.outcome, done.outcome.path
@@ -303,7 +294,7 @@ class Compactor:
                 path,
                 source=source,
                 request=self._live_request(disk),
-                bounds=Bounds(self.bandwidth_bytes, synchronous),
+                bounds=Bounds(self.bandwidth_bytes),
                 stages=Stages(report=progress_logger(path, self.log)),
             )
             done.live = work.live

@@ -103,12 +103,10 @@ class Bounds:
     """How much a run may take.
 
     :param bandwidth_bytes: a second, of each copy; 0 for as much as there is.
-    :param synchronous: libvirt knows copies that what the guest writes goes to at once.
     :param written_bytes: what the guest writes in a second, as far as that can be foreseen.
     """
 
     bandwidth_bytes: int = 0
-    synchronous: bool = False
     written_bytes: float = 0.0
 
 
@@ -425,7 +423,6 @@ class LiveCompaction:
                 self.disk.target,
                 os.path.join(self.folder, live.second),
                 bandwidth_bytes=self.bounds.bandwidth_bytes,
-                synchronous=self.bounds.synchronous,
             )
             job.wait_until_ready(report)
         self._advance(journal, policy.PIVOT)

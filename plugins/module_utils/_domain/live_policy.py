@@ -26,8 +26,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import
 #: What this collection is tested with: block jobs that survive a restart of libvirtd, copies onto
 #: an overlay that is there already, and a copy's image opened only when the job is done.
 NEEDED = {"libvirt": (7, 0, 0), "QEMU": (5, 2, 0)}
-#: VIR_DOMAIN_BLOCK_COPY_SYNCHRONOUS_WRITES (libvirt's NEWS for 8.0.0).
-SYNCHRONOUS_COPIES = (8, 0, 0)
 
 #: Stages of the journal, in their order; from ``merge`` on what the overlay holds may be in the
 #: image already.

@@ -1,0 +1,155 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""domain_compact is killed while a domain runs, or libvirtd is, or the domain's QEMU.
+
+A short storm is part of every test run; ``make storm`` is the long one.  The seed is printed:
+THINVIRT_STORM_SEED repeats it.  A kill leaves the page cache: what only the power can take, this
+can't show.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import random
+import signal
+import time
+
+import pytest
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import peek
+from compact_lab import answer, leftovers, start, users_of, wait_for
+from image_lab import qemu_io
+from lab import Disk, GuestSpec
+from live_lab import CONTENT, MIB, Daemon, Writer, assert_one_file, compact_live, pid_of
+
+FULL = os.environ.get("THINVIRT_STORM") == "full"
+SEED = int(os.environ.get("THINVIRT_STORM_SEED", random.SystemRandom().randrange(1 << 32)))
+#: How often each is killed: in a short storm, in a long one.
+TIMES = {"module": (4, 60), "libvirtd": (1, 10), "QEMU": (1, 10)}
+WISH = {"power": "live", "trim": False, "min_reclaim_bytes": 0}
+
+
+class Storm:
+    """One domain, whose disk is compacted, and what is killed meanwhile."""
+
+    def __init__(self, lab, guest, victim) -> None:
+        self.lab = lab
+        self.guest = guest
+        self.victim = victim
+        self.chance = random.Random(f"{SEED} {victim}")  # noqa: S311
+        self.path = guest.disk("sda").path
+        self.daemon = Daemon(lab)
+        self.writer = Writer(lab, guest, self.chance)
+        self.stages: collections.Counter[str] = collections.Counter()
+        self.ends: collections.Counter[str] = collections.Counter()
+
+    def fresh(self) -> None:
+        """The image has zeros again that are worth it: the guest writes them."""
+        if self.guest.state() == "shut off":
+            self.lab.virsh("start", self.guest.name, "--paused")
+        zeros = 'qemu-io -d scsi0-0-0-0 "write -q -P 0 0 28M"'
+        self.lab.virsh("qemu-monitor-command", self.guest.name, "--hmp", zeros)
+
+    def run(self):
+        given = {"uri": self.lab.uri, "domains": [self.guest.name], **WISH}
+        return start(module="domain_compact", **given)
+
+    def begun(self) -> bool:
+        return any(name.endswith("-journal") for name in leftovers(self.path.parent))
+
+    def duration(self) -> float:
+        self.fresh()
+        with self.writer:
+            process = self.run()
+            wait_for(lambda: self.begun() or process.poll() is not None)
+            begin = time.monotonic()
+            result = answer(process)
+        assert result["changed"], result
+        return time.monotonic() - begin
+
+    def kill_after(self, seconds: float) -> None:
+        self.fresh()
+        with self.writer:
+            process = self.run()
+            wait_for(lambda: self.begun() or process.poll() is not None)
+            time.sleep(seconds)
+            self.kill(process)
+        self.after()
+
+    def kill(self, process) -> None:
+        if self.victim == "module":
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            return
+        if self.victim == "QEMU":
+            os.kill(pid_of(self.guest, self.lab.state), signal.SIGKILL)
+        else:
+            self.daemon.kill()
+            time.sleep(self.chance.uniform(0, 2))
+            self.daemon.start()
+        result = answer(process, patience=180)
+        self.ends["failed" if result["failed"] else "done"] += 1
+
+    def after(self) -> None:
+        """Nothing is lost, on the chain as it is, and on the one file that the next run makes."""
+        wait_for(lambda: not [p for p in users_of(self.path.parent) if self.is_qemu_img(p)])
+        left = peek(str(self.path))
+        self.stages[left.stage if left else "nothing begun, or ended"] += 1
+        self.writer.assert_whole(self.writer.top())
+        result = compact_live(self.lab, self.guest.name, state="recovered")
+        assert not result["failed"], result["msg"]
+        recovered = result["domains"][0]["recovered"]
+        assert bool(recovered) is (left is not None)
+        if recovered:
+            self.ends["finished" if "finished" in recovered else "undone"] += 1
+        assert_one_file(self.guest)
+        self.writer.assert_whole()
+        if self.guest.state() == "shut off":
+            self.lab.virsh("start", self.guest.name, "--paused")
+        again = compact_live(self.lab, self.guest.name, state="recovered")
+        assert not again["changed"]
+
+    @staticmethod
+    def is_qemu_img(pid: int) -> bool:
+        try:
+            with open(f"/proc/{pid}/comm", encoding="ascii") as file:
+                return file.read() == "qemu-img\n"
+        except OSError:
+            return False
+
+
+@pytest.fixture
+def storm(lab, request):
+    made = []
+
+    def storm(victim):
+        disk = Disk("sda", "scsi", size_bytes=128 * MIB)
+        guest = lab.create(GuestSpec("stormy", memory_mib=64, disks=(disk,)))
+        qemu_io(guest.disk("sda").path, *CONTENT)
+        lab.virsh("start", guest.name, "--paused")
+        made.append(Storm(lab, guest, victim))
+        return made[0]
+
+    print(f"\nTHINVIRT_STORM_SEED={SEED} {request.node.name}")
+    yield storm
+    for it in made:
+        it.daemon.close()
+        it.guest.destroy()
+        lab.virsh("undefine", it.guest.name)
+
+
+@pytest.mark.storm
+@pytest.mark.parametrize("victim", TIMES)
+def test_storm(storm, victim):
+    it = storm(victim)
+    times = TIMES[victim][FULL]
+    duration = it.duration()
+    for number in range(times):
+        seconds = it.chance.uniform(0, duration)
+        print(f"{number}: {seconds:.4f} s of {duration:.2f}", flush=True)
+        it.kill_after(seconds)
+    print(
+        f"{victim}: killed {times} times in {dict(it.stages)}, {dict(it.ends)}; "
+        f"{it.writer.count} blocks written"
+    )
+    assert it.writer.count > 0

@@ -1,0 +1,188 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Disks of running domains that are written to all the while, and proofs that nothing is lost.
+
+The domain has no system: its QEMU is told to write, with FUA, and what it has acknowledged counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import libvirt
+import libvirt_qemu
+from compact_lab import leftovers
+from image_lab import run
+from lab import Guest, Lab, processes
+from support import run_module
+
+MIB = 1 << 20
+BLOCK = 4096
+#: What is written to: the end of the zeros, all of the sevens, and what was never written.
+FIRST, LAST = 30 * MIB // BLOCK, 40 * MIB // BLOCK
+CONTENT = ("write -P 0 0 32M", "write -P 7 32M 4M")
+
+
+def compact_live(lab: Lab, *names: str, check: bool = False, **arguments):
+    """What domain_compact returns, for small file systems."""
+    given = {"power": "live", "min_free_bytes": 0, "trim": False, **arguments}
+    return run_module("domain_compact", uri=lab.uri, domains=list(names), check=check, **given)
+
+
+def pid_of(guest: Guest, state: Path) -> int:
+    """The QEMU of a guest."""
+    for pid in processes.owned_pids(state):
+        with contextlib.suppress(OSError):
+            argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if b"guest=%s,debug-threads=on" % guest.name.encode() in argv:
+                return pid
+    raise AssertionError(f"{guest.name} does not run")
+
+
+class Daemon:
+    """The lab's libvirtd, to be killed and started again while its guests go on."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        (self.pid,) = (pid for pid in processes.owned_pids(lab.state) if _comm(pid) == "libvirtd")
+        # The folders that it sees are its own, and go with the last process that sees them.
+        self._namespace = os.open(f"/proc/{self.pid}/ns/mnt", os.O_RDONLY)
+
+    def kill(self) -> None:
+        process = self.lab._daemon
+        if process is not None and process.pid == self.pid:
+            process.kill()
+            process.wait()
+        else:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def start(self) -> None:
+        log = (self.lab.state / "log" / "libvirtd.log").open("ab")
+        self.lab._daemon = subprocess.Popen(
+            [
+                *("nsenter", f"--mount=/proc/self/fd/{self._namespace}"),
+                *("libvirtd", "-f", "/etc/libvirt/libvirtd.conf"),
+                *("-p", "/run/libvirt/libvirtd.pid"),
+            ],
+            env=dict(os.environ) | processes.marker(self.lab.state),
+            pass_fds=(self._namespace,),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        log.close()
+        self.pid = self.lab._daemon.pid
+        deadline = time.monotonic() + 30
+        while True:
+            with contextlib.suppress(Exception):
+                self.lab.virsh("version", timeout=10)
+                return
+            assert time.monotonic() < deadline, "libvirtd does not come back"
+            time.sleep(0.1)
+
+    def close(self) -> None:
+        os.close(self._namespace)
+
+
+def _comm(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
+
+
+class Writer:
+    """Has a guest's QEMU write random blocks, and knows what each must hold."""
+
+    def __init__(self, lab: Lab, guest: Guest, chance: random.Random) -> None:
+        self.lab = lab
+        self.guest = guest
+        self.path = guest.disk("sda").path
+        self.chance = chance
+        self.acknowledged = {
+            block: (0 if block < 32 * MIB // BLOCK else 7 if block < 36 * MIB // BLOCK else 0)
+            for block in range(FIRST, LAST)
+        }
+        #: What was asked for and not answered: it may be there or not.
+        self.asked: dict[int, set[int]] = {}
+        self.count = 0
+        self.errors: list[str] = []
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Writer:
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        domain = None
+        while not self._stop.is_set():
+            try:
+                if domain is None:
+                    domain = libvirt.open(self.lab.uri).lookupByName(self.guest.name)
+                self._write(domain)
+            except libvirt.libvirtError:
+                domain = None  # killed, or restarted
+                time.sleep(0.05)
+
+    def _write(self, domain) -> None:
+        block, value = self.chance.randrange(FIRST, LAST), self.chance.randrange(1, 256)
+        self.asked.setdefault(block, set()).add(value)
+        command = f'qemu-io -d scsi0-0-0-0 "write -q -f -P {value} {block * BLOCK} {BLOCK}"'
+        answer = libvirt_qemu.qemuMonitorCommand(
+            domain, command, libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
+        )
+        if answer.strip():
+            self.errors.append(answer)
+            return
+        self.acknowledged[block] = value
+        del self.asked[block]
+        self.count += 1
+
+    def assert_whole(self, path: object = None) -> None:
+        """A disk holds all that was acknowledged; the chain is read as QEMU would."""
+        assert self.errors == []
+        raw = self.path.parent / f"{self.guest.name}.raw"
+        run("qemu-img", "convert", "-U", "-f", "qcow2", "-O", "raw", path or self.path, raw)
+        try:
+            with raw.open("rb") as file:
+                data = file.read()
+        finally:
+            raw.unlink()
+        assert data[: FIRST * BLOCK].count(0) == FIRST * BLOCK
+        assert data[LAST * BLOCK :].count(0) == len(data) - LAST * BLOCK
+        for block, value in self.acknowledged.items():
+            content = data[block * BLOCK : (block + 1) * BLOCK]
+            found = content[0]
+            assert content.count(found) == BLOCK, f"block {block} is torn"
+            assert found == value or found in self.asked.get(block, ()), (block, value, found)
+            # What was asked for and is there may have come later than what was acknowledged.
+            self.acknowledged[block] = found
+
+    def top(self) -> Path:
+        """The file that the domain has, or would start with."""
+        xml = self.guest.xml()
+        return Path(xml.partition("<source file='")[2].partition("'")[0])
+
+
+def assert_one_file(guest: Guest) -> None:
+    """The domain is on its one file, and nothing is beside it."""
+    path = guest.disk("sda").path
+    for inactive in (False, True):
+        assert f"<source file='{path}'" in guest.xml(inactive=inactive)
+    left = [name for name in leftovers(path.parent) if path.name in name]
+    assert left == []
+    assert path.stat().st_nlink == 1
