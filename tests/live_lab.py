@@ -23,6 +23,9 @@ from image_lab import run
 from lab import Guest, Lab, processes
 from support import run_module
 
+# It prints every error besides raising it.
+libvirt.registerErrorHandler(lambda _context, _error: None, None)
+
 MIB = 1 << 20
 BLOCK = 4096
 #: What is written to: the end of the zeros, all of the sevens, and what was never written.

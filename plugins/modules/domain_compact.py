@@ -14,7 +14,17 @@ description:
   - Compacts the disks of the chosen domains as M(thinvirt.kvm.image_compact) does, many
     domains in one call. Domains whose images lie on different file systems are worked on side by
     side, those on the same one in turn, unless O(parallel) says otherwise.
-  - Domains that are shut off are compacted. Running ones are left alone, unless O(power=cycle).
+  - Domains that are shut off are compacted. Running ones are left alone, unless O(power=live) or
+    O(power=cycle).
+  - With O(power=live), the disks of running guests are compacted under them, without downtime. The
+    guest writes to an overlay for a while, so that its image does not change and can be copied and
+    compared like one that nobody uses; the copy gets the image's name, and what the guest has
+    written meanwhile is moved into it. In the end there is one file under the old name, and the
+    domain's configuration is as it was.
+  - Whatever fails, the guest goes on with all its writes, on its original or on the copy. If this
+    task, libvirtd, QEMU or the host dies meanwhile, the disk is an overlay with an image below it,
+    whole and bootable, and the next run of this module on the domain, with any O(power), makes one
+    file of them again.
   - With O(power=cycle), a running guest is shut down in order if something is worth it, compacted,
     started again and waited for. A guest that ran before runs afterwards, whatever happens to this
     task. If it is killed, the next run starts the guest.
@@ -41,7 +51,9 @@ attributes:
     support: full
     details:
       - With O(power=cycle) a guest that writes zeros or deletes snapshots between two runs makes
-        both change.
+        both change. So does one that deletes files and is asked to trim, with O(power=live).
+      - With O(power=live), O(compression=none) and V(zlib) are no reason to make a copy by
+        themselves; what a running guest's image has is not known before.
 options:
   disks:
     description:
@@ -56,9 +68,43 @@ options:
       - V(keep) leaves running domains alone.
       - V(cycle) shuts a running guest down through its agent or ACPI, never by force, and starts it
         again.
+      - V(live) compacts the disks while the guest goes on, by O(method=rewrite), with all its
+        options. It is refused for domains with snapshots or checkpoints, or with a backup or a
+        migration at work, and for disks that are shared, read-only, encrypted, on a network or a
+        block device, or plugged in for this run only, or that have a block job at work, a backing
+        chain (unless O(flatten)), internal snapshots or dirty bitmaps. It needs libvirt 7.0 and
+        QEMU 5.2.
+      - While V(live) is at work, the guest's writes since its beginning take space as well, up to
+        three times. When the file system comes near O(min_free_bytes), the copy is given up and
+        the guest goes back to its original.
     type: str
-    choices: [keep, cycle]
+    choices: [keep, cycle, live]
     default: keep
+  state:
+    description:
+      - V(compacted) compacts what is worth it.
+      - V(recovered) only ends or undoes what killed runs with O(power=live) have left of the
+        domains' disks.
+    type: str
+    choices: [compacted, recovered]
+    default: compacted
+  trim:
+    description:
+      - Have the guest trim its file systems first, with O(power=live), so that dead blocks go
+        before they are copied. A guest that can't is compacted nevertheless, and C(reason) says so.
+    type: bool
+    default: true
+  bandwidth_bytes:
+    description:
+      - Bytes a second that each copy of O(power=live) may move; 0 for as many as can be.
+    type: int
+    default: 0
+  accept_transient:
+    description:
+      - Consent to O(power=live) for domains that have no configuration. If the host fails
+        meanwhile, nothing but the files' names tells that the last writes are in an overlay.
+    type: bool
+    default: false
   shutdown_timeout:
     description:
       - Seconds that a guest may take to power off, and again to come back, with O(power=cycle).
@@ -72,6 +118,11 @@ options:
     type: int
     default: 1
 notes:
+  - With O(power=live), C(stall_seconds) is an upper limit; how long exactly the guest's requests
+    waited while QEMU exchanged the file, it does not tell.
+  - A block job of libvirt switches a running guest some milliseconds before libvirt writes down to
+    which file. A host that loses its power just then starts the guest from before them. This is so
+    with every block job, also those of O(power=live).
   - A guest that has not powered off within O(shutdown_timeout) may do so later. It has a note in
     its metadata, and the next run of this module or of M(thinvirt.kvm.domain_discard) starts it
     then, also if somebody has turned it off on purpose meanwhile.
@@ -90,6 +141,25 @@ EXAMPLES = r"""
     domains: [mail, files]
     power: cycle
     shutdown_timeout: 600
+
+- name: Compact all running guests at night, with half of what the storage can do
+  thinvirt.kvm.domain_compact:
+    domains: ['*']
+    power: live
+    bandwidth_bytes: 104857600
+    timeout: 7200
+
+- name: Compress a running archive server's data disk
+  thinvirt.kvm.domain_compact:
+    domains: [archive]
+    disks: [vdb]
+    power: live
+    compression: zstd
+
+- name: Make one file again of whatever a crash of the host has left
+  thinvirt.kvm.domain_compact:
+    domains: ['*']
+    state: recovered
 
 - name: See what compacting the test machines would give back
   thinvirt.kvm.domain_compact:
@@ -141,14 +211,20 @@ domains:
         - Whether a disk was (in check mode, would be) made smaller, or the guest restarted.
       type: bool
     freed_bytes:
-      description: What this domain gave back, in bytes.
+      description: What this domain gave back, in bytes, by its trim and by the compaction.
       type: int
+    trimmed_bytes:
+      description: What the guest's trim gave back first, in bytes.
+      type: int
+      returned: with O(power=live), when the guest was trimmed
     downtime_seconds:
       description: Time from the request to power off until the guest was back.
       type: float
       returned: when the guest was restarted
     recovered:
-      description: What a killed run had left of this domain's power state; empty if nothing.
+      description:
+        - What killed runs had left of this domain's disks or of its power state, and whether it was
+          finished or undone; empty if nothing.
       type: str
     disks:
       description:
@@ -169,13 +245,29 @@ domains:
           type: bool
           returned: success
         method:
-          description: What was done; V(punch), V(rewrite), V(trim) or V(none).
+          description: What was done; V(punch), V(rewrite), V(trim), V(live) or V(none).
           type: str
           returned: success
         reason:
           description: Why that was done, or why nothing was.
           type: str
           returned: success
+        seconds:
+          description:
+            - Seconds by stage; C(mirror) is the copy of the overlay onto the new image, C(commit)
+              the way back from it.
+          type: dict
+          returned: success
+        stall_seconds:
+          description:
+            - An upper limit for the longest time that the guest's requests waited; the duration of
+              the longest call that switched the disk to another file.
+          type: float
+          returned: with O(power=live), when it was begun
+        overlay_bytes:
+          description: What the guest wrote while its image was copied, in allocated bytes.
+          type: int
+          returned: with O(power=live), when it was begun
         freed_bytes:
           description: Blocks that the host got back.
           type: int

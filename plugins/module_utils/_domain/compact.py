@@ -286,7 +286,11 @@ class Compactor:
         estimated, path = done.outcome, done.outcome.path
         done.outcome = dataclasses.replace(estimated, method="none", after=estimated.before)
         try:
-            source = xml.source_of(guest.configured_xml(with_secrets=False), disk.target)
+            source = xml.source_of(
+                guest.configured_xml(with_secrets=False),
+                disk.target,
+                with_backing=not self.request.flatten,  # libvirt reads it in the images' headers
+            )
             work = LiveCompaction(
                 self.hypervisor,
                 guest,

@@ -34,6 +34,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
     Live,
     Record,
     is_temp_name,
+    journal_path,
     open_journal,
     overlaid,
     peek,
@@ -61,6 +62,8 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import
 
 #: A job that has not come on for so long is given up; the chain stays, and is whole.
 _STALLED_SECONDS = 300.0
+#: For a job of a run that was killed to end.
+_PATIENCE_SECONDS = 60.0
 _POLL_SECONDS = (0.01, 0.5)
 #: An upgrade of libvirt restarts its daemon, which takes some seconds.
 _RECONNECT_SECONDS = 60.0
@@ -249,14 +252,11 @@ class Settling:
 
     def _end_job(self) -> None:
         """Give up the copy or the commit that a run has left: the guest stays where it is."""
-        running, disk = self._domain_now()
-        if not running or not disk.job:
-            return
-        with self.stages.stage("end job"):
-            with contextlib.suppress(HypervisorError):  # it may end by itself at this moment
-                self.guest.abort_job(self.live.target)
-            deadline = time.monotonic() + 60
-            while self.guest.is_active() and self._domain_now()[1].job:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while self._has_job():
+            with self.stages.stage("end job"):
+                with contextlib.suppress(HypervisorError):  # it may end by itself at this moment
+                    self.guest.abort_job(self.live.target)
                 if time.monotonic() > deadline:
                     raise HypervisorError(
                         f"A block job on disk {self.live.target} of domain {self.guest.name} does "
@@ -264,6 +264,11 @@ class Settling:
                         remedy="Look at QEMU's log, and at the host's storage.",
                     )
                 time.sleep(0.1)
+
+    def _has_job(self) -> bool:
+        running, disk = self._domain_now()
+        # A libvirtd that was restarted may know of a job and not what it is for.
+        return running and bool(disk.job or self.guest.block_job(self.live.target))
 
     def _names(self) -> dict[str, str]:
         return {
@@ -341,11 +346,26 @@ class Settling:
                 QemuImg(timeout=_OFFLINE_SECONDS).commit(self._spec(name))
                 self._flush()
                 return
-            self.guest.begin_commit(self.live.target, bandwidth_bytes=self.bandwidth_bytes)
+            self._begin_commit()
             job = Job(self.guest, self.live.target, switches=self.switches)
             job.wait_until_ready(report)
         with self.stages.stage("switch"):
             job.pivot()
+
+    def _begin_commit(self) -> None:
+        """Begin to commit; a job that libvirtd has yet to forget is given its time."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                self.guest.begin_commit(self.live.target, bandwidth_bytes=self.bandwidth_bytes)
+                return
+            except HypervisorError:
+                gone = self.guest.is_lost() or not self.guest.is_active()
+                if gone or time.monotonic() > deadline:
+                    raise
+            with contextlib.suppress(HypervisorError):
+                self.guest.abort_job(self.live.target)
+            time.sleep(0.5)
 
     def _flush(self) -> None:
         try:
@@ -404,24 +424,27 @@ class Settling:
         return finished and not self.record.keep_original
 
 
-def left_of(hypervisor: Hypervisor, guest: Guest) -> dict[str, Record]:
+def left_of(hypervisor: Hypervisor, guest: Guest) -> dict[str, Record | None]:
     """What killed runs have left of live compactions of a domain's disks, by path of the image.
 
+    :returns: None where nothing is left but an empty journal.
     :raises RefusedError: another run is at work on one of them.
     """
     texts = [guest.configured_xml(with_secrets=False)]
     if guest.is_active():
         texts.append(guest.live_xml())
-    found = {}
+    found: dict[str, Record | None] = {}
     for disk in (disk for text in texts for disk in xml.parse_domain(text).disks):
         try:
             path = os.path.realpath(hypervisor.disk_path(disk) or "/")
         except HypervisorError:
             continue  # a volume that is no more
         for image in filter(None, (path, overlaid(path))):
-            record = peek(image) if image not in found else None
-            if record is not None and record.live is not None and record.live.domain == guest.uuid:
-                found[image] = record
+            if image not in found and os.path.lexists(journal_path(image)):
+                record = peek(image)
+                # A journal without a word is one whose run was killed before it had begun.
+                if record is None or (record.live and record.live.domain == guest.uuid):
+                    found[image] = record
     return found
 
 
@@ -434,11 +457,13 @@ def recover(
     :raises ThinvirtError: one can't be; the message says why.
     """
     done = []
-    for path in left_of(hypervisor, guest):
+    for path, left in left_of(hypervisor, guest).items():
+        if left is None and check_mode:
+            continue
         with open_journal(path) as journal:
             record = journal.left
             if record is None or record.live is None:
-                continue  # somebody else has done it meanwhile
+                continue  # an empty one goes when it is closed
             if check_mode:
                 done.append(
                     f"A run that was killed (process {record.pid}, live compaction, "

@@ -217,14 +217,16 @@ def canonical(text: str) -> str:
     return _canonical(parse_tree(text))
 
 
-def source_of(text: str, target: str) -> str:
+def source_of(text: str, target: str, *, with_backing: bool = True) -> str:
     """What says where the data of a disk is: a ``<disk>`` with its source alone.
 
+    :param with_backing: also what lies below it, if the XML says so.
     :raises HypervisorError: there is no such disk.
     """
     element = _disk_element(parse_tree(text), target)
     kept = etree.Element("disk", type=element.get("type", "file"))
-    kept.extend(child for child in list(element) if child.tag in _WHERE)
+    where = _WHERE if with_backing else _WHERE[:1]
+    kept.extend(child for child in list(element) if child.tag in where)
     for child in kept:
         child.tail = None
     return str(etree.tostring(kept, encoding="unicode"))

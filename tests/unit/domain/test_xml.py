@@ -147,3 +147,54 @@ def test_entities_are_not_followed():
 
 def test_a_domain_without_anything_has_no_disks():
     assert xml.parse_domain("<domain/>").disks == ()
+
+
+DISK_XML = """<domain><name>d</name><devices>
+  <disk type='file' device='disk'><driver name='qemu' type='qcow2' discard='unmap'/>
+    <source file='/p/{0}'/>{1}<target dev='vda' bus='virtio'/><boot order='1'/></disk>
+  <disk type='file' device='disk'><source file='/p/other'/><target dev='vdb'/></disk>
+</devices></domain>"""
+
+
+@pytest.mark.parametrize("left", ["", "<backingStore/>", "<backingStore><source/></backingStore>"])
+def test_a_disk_gets_its_source_back_and_nothing_else_changes(left):
+    before = DISK_XML.format("a", "")
+    source = xml.source_of(before, "vda")
+    changed = DISK_XML.format("a.overlay", left)
+    assert xml.canonical(xml.with_source(changed, "vda", source)) == xml.canonical(before)
+    assert xml.canonical(changed) != xml.canonical(before)
+
+
+def test_a_volume_becomes_one_again():
+    volume = DISK_XML.replace("type='file' device", "type='volume' device", 1).replace(
+        "<source file='/p/{0}'/>", "<source pool='p' volume='v'/>"
+    )
+    source = xml.source_of(volume.format("", ""), "vda")
+    changed = DISK_XML.format("v", "<backingStore/>")
+    assert xml.canonical(xml.with_source(changed, "vda", source)) == xml.canonical(
+        volume.format("", "")
+    )
+
+
+def test_what_lies_below_may_be_left_out():
+    text = DISK_XML.format("a", "<backingStore type='file'><source file='/p/b'/></backingStore>")
+    assert "/p/b" in xml.source_of(text, "vda")
+    assert xml.source_of(text, "vda", with_backing=False) == (
+        '<disk type="file"><source file="/p/a"/></disk>'
+    )
+
+
+def test_a_block_job_is_seen():
+    mirror = "<mirror type='file' job='active-commit' ready='yes'><source file='/p/a'/></mirror>"
+    disk = xml.parse_domain(DISK_XML.format("o", mirror)).disk("vda")
+    assert (disk.job, disk.job_ready) == ("active-commit", True)
+    disk = xml.parse_domain(DISK_XML.format("o", mirror.replace(" ready='yes'", ""))).disk("vda")
+    assert (disk.job, disk.job_ready) == ("active-commit", False)
+    assert xml.parse_domain(DISK_XML.format("o", "")).disk("vda").job == ""
+
+
+def test_settings_of_a_source_are_seen():
+    text = DISK_XML.format("a", "").replace(
+        "<source file='/p/a'/>", "<source file='/p/a'><seclabel model='dac'/></source>"
+    )
+    assert xml.parse_domain(text).disk("vda").details == ("seclabel",)

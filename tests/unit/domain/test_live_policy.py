@@ -1,0 +1,191 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What forbids a live compaction, and how a state that is found is settled."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import live_policy as policy
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.live_policy import (
+    Found,
+    Settlement,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.policy import Versions
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.xml import Disk, DiskSettings
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
+    RefusedError,
+    UnsupportedError,
+)
+
+DISK = Disk(
+    target="vda",
+    bus="virtio",
+    device="disk",
+    source_type="file",
+    path="/pool/a.qcow2",
+    pool="",
+    volume="",
+    format="qcow2",
+    readonly=False,
+    shareable=False,
+    controller=None,
+    settings=DiskSettings(),
+)
+
+
+def test_a_plain_disk_is_not_refused():
+    policy.refuse_disk("d", DISK, DISK)
+    policy.refuse_domain("d", persistent=True, accept_transient=False, busy=False)
+    policy.refuse_domain("d", persistent=False, accept_transient=True, busy=False)
+    policy.refuse_host(Versions((7, 0, 0), (5, 2, 0), "QEMU"))
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"readonly": True}, "read-only"),
+        ({"device": "cdrom"}, "removable"),
+        ({"device": "lun"}, "passed through"),
+        ({"source_type": "network"}, "of type network"),
+        ({"source_type": "block"}, "of type block"),
+        ({"format": "vmdk"}, "format vmdk"),
+        ({"format": ""}, "format unknown"),
+        ({"shareable": True}, "shareable"),
+        ({"job": "commit"}, "block job (commit)"),
+        ({"details": ("seclabel",)}, "seclabel"),
+        ({"path": "/pool/b.qcow2"}, "another file"),
+        ({"pool": "p", "volume": "v", "source_type": "volume"}, "another file"),
+    ],
+)
+def test_disks_that_are_refused(change, word):
+    with pytest.raises(RefusedError) as caught:
+        policy.refuse_disk("d", dataclasses.replace(DISK, **change), DISK)
+    assert word in caught.value.message
+    assert "disk vda of domain d" in caught.value.message
+    assert "nothing was changed" in caught.value.message
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("state", "word"),
+    [
+        ({"persistent": False, "busy": False}, "transient"),
+        ({"persistent": True, "busy": True}, "migrated or backed up"),
+    ],
+)
+def test_domains_that_are_refused(state, word):
+    with pytest.raises(RefusedError, match=word):
+        policy.refuse_domain("d", accept_transient=False, **state)
+
+
+@pytest.mark.parametrize(
+    ("versions", "word"),
+    [
+        (Versions((6, 10, 0), (5, 2, 0), "QEMU"), "libvirt 7.0.0, and this host has 6.10.0"),
+        (Versions((7, 0, 0), (5, 1, 0), "QEMU"), "QEMU 5.2.0, and this host has 5.1.0"),
+        (Versions((9, 0, 0), (9, 0, 0), "TEST"), "TEST driver"),
+    ],
+)
+def test_hosts_that_are_refused(versions, word):
+    with pytest.raises(UnsupportedError) as caught:
+        policy.refuse_host(versions)
+    assert word in caught.value.message
+
+
+FOUND = Found(stage="copy", running=True, top="overlay", exchanged=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "settlement"),
+    [
+        # Before the copy has its name: back to the original, running or not.
+        ({}, Settlement(False, True, False)),
+        ({"running": False}, Settlement(False, True, False)),
+        ({"stage": "snapshot", "top": "base"}, Settlement(False, False, False)),
+        # The copy has the name, and QEMU still has the original: that gets its name back first.
+        (
+            {"stage": "mirror", "exchanged": True, "holds_original": True},
+            Settlement(True, True, False),
+        ),
+        # A QEMU that was started since has the copy.
+        (
+            {"stage": "mirror", "exchanged": True, "holds_copy": True},
+            Settlement(False, True, True),
+        ),
+        ({"stage": "mirror", "exchanged": True, "running": False}, Settlement(False, True, True)),
+        # The guest writes to the overlay on the copy: only forward.
+        ({"stage": "pivot", "exchanged": True, "top": "second"}, Settlement(False, True, True)),
+        (
+            {"stage": "merge", "exchanged": True, "top": "second", "running": False},
+            Settlement(False, True, True),
+        ),
+        # All is done but the cleaning.
+        (
+            {"stage": "merge", "exchanged": True, "top": "base", "overlay_written": True},
+            Settlement(False, False, True),
+        ),
+        # The host failed at the switch; nothing was written after it.
+        (
+            {"stage": "pivot", "exchanged": True, "running": False, "tops_equal": True},
+            Settlement(False, True, True),
+        ),
+    ],
+)
+def test_settled(change, settlement):
+    assert policy.settle(dataclasses.replace(FOUND, **change)) == settlement
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"stage": "snapshot", "top": "base", "overlay_written": True}, "does not use the overlay"),
+        ({"top": "other"}, "none of this run's"),
+        ({"top": "second"}, "does not mean the copy"),
+        ({"stage": "mirror", "exchanged": True}, "which of two files"),
+        (
+            {"stage": "mirror", "exchanged": True, "holds_copy": True, "holds_original": True},
+            "which of two files",
+        ),
+        (
+            {"stage": "pivot", "exchanged": True, "running": False, "tops_equal": False},
+            "they differ",
+        ),
+        ({"stage": "pivot", "exchanged": True, "running": False}, "they differ"),
+    ],
+)
+def test_unclear(change, word):
+    with pytest.raises(RefusedError, match=word) as caught:
+        policy.settle(dataclasses.replace(FOUND, **change))
+    assert "Nothing was changed" in caught.value.message
+
+
+def test_only_the_switch_of_a_domain_that_is_off_needs_the_contents():
+    at_switch = dataclasses.replace(FOUND, stage="pivot", running=False, exchanged=True)
+    assert policy.must_compare(at_switch)
+    for change in ({"running": True}, {"stage": "mirror"}, {"top": "second"}):
+        assert not policy.must_compare(dataclasses.replace(at_switch, **change))
+
+
+def test_the_top_of_a_chain():
+    names = {"base": "/p/a", "overlay": "/p/a.o1", "second": ""}
+    assert [policy.top_of(path, names) for path in ("/p/a", "/p/a.o1", "", "/p/b")] == [
+        "base",
+        "overlay",
+        "other",
+        "other",
+    ]
+
+
+@pytest.mark.parametrize("method", ["punch", "trim"])
+def test_methods_that_write_in_place_are_refused(method):
+    params = {"power": "live", "method": method, "bandwidth_bytes": 0}
+    with pytest.raises(RefusedError, match=f"method={method}"):
+        policy.refuse_live_wishes(params)
+    policy.refuse_live_wishes({**params, "power": "cycle"})
+
+
+def test_a_negative_bandwidth_is_refused():
+    with pytest.raises(RefusedError, match="negative"):
+        policy.refuse_live_wishes({"power": "keep", "method": "auto", "bandwidth_bytes": -1})
