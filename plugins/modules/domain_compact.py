@@ -97,6 +97,7 @@ options:
   bandwidth_bytes:
     description:
       - Bytes a second that each copy of O(power=live) may move; 0 for as many as can be.
+      - What the guest writes meanwhile is moved faster if it would not come to an end otherwise.
     type: int
     default: 0
   accept_transient:

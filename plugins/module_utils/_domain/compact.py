@@ -228,8 +228,6 @@ class Compactor:
             for disk in policy.choose_disks(configured, self.disks)
         ]
         outcome.disks = [done for _disk, done in chosen]
-        if self.check_mode:
-            return
         # What gives back most comes first: the next ones have that space as well.
         for disk, done in sorted(chosen, key=lambda pair: -_gain(pair[1])):
             if done.outcome is not None and done.outcome.changed and not is_stopping():
@@ -284,7 +282,6 @@ class Compactor:
         if done.outcome is None:
             return
         estimated, path = done.outcome, done.outcome.path
-        done.outcome = dataclasses.replace(estimated, method="none", after=estimated.before)
         try:
             source = xml.source_of(
                 guest.configured_xml(with_secrets=False),
@@ -301,7 +298,11 @@ class Compactor:
                 bounds=Bounds(self.bandwidth_bytes),
                 stages=Stages(report=progress_logger(path, self.log)),
             )
+            if self.check_mode:
+                work.refuse()
+                return
             done.live = work.live
+            done.outcome = dataclasses.replace(estimated, method="none", after=estimated.before)
             work.carry_out(done.outcome)
         except StoppedError:
             raise

@@ -30,6 +30,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.live_recovery
     Settling,
     Switches,
     give_up,
+    patience,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     HypervisorError,
@@ -176,7 +177,7 @@ class LiveCompaction:
                         ", though a domain uses it; nothing was changed.",
                         remedy="Shut the domain down, and run thinvirt.kvm.image_compact.",
                     )
-                self._refuse()
+                self.refuse()
                 self._with_journal(journal, outcome)
         except OSError as error:
             raise failure(self.path, "compacted", error) from error
@@ -205,21 +206,27 @@ class LiveCompaction:
             self._to_new_base(journal, outcome)
         except _Dropped:
             with signals_wait():
-                self._settling(journal).settle()
+                self._settling(journal, bandwidth_bytes=0).settle()
             return
         except (ThinvirtError, OSError) as problem:
             error = problem
             if isinstance(error, OSError):
                 error = failure(self.path, "compacted", error)
             with signals_wait():
-                settlement = give_up(self._settling(journal), error)
-            self._note_after(outcome, finished=bool(settlement and settlement.finished))
+                # What is given up is over soon.
+                settlement = give_up(self._settling(journal, bandwidth_bytes=0), error)
+            finished = settlement is not None and settlement.finished
+            self._note_after(outcome, finished=finished)
+            if finished and isinstance(error, HypervisorError):
+                outcome.reason = error.message  # the guest was shut down, or libvirtd restarted
+                return
             raise error from problem
         with signals_wait():
-            settlement = self._settling(journal).settle()
+            limit = self.bounds.bandwidth_bytes
+            settlement = self._settling(journal, bandwidth_bytes=limit).settle()
         self._note_after(outcome, finished=settlement.finished)
 
-    def _settling(self, journal: Journal) -> Settling:
+    def _settling(self, journal: Journal, *, bandwidth_bytes: int) -> Settling:
         return Settling(
             self.hypervisor,
             self.guest,
@@ -228,7 +235,7 @@ class LiveCompaction:
             record=self._record,
             stages=self.stages,
             switches=self.switches,
-            bandwidth_bytes=self.bounds.bandwidth_bytes,
+            bandwidth_bytes=bandwidth_bytes,
         )
 
     def _note_after(self, outcome: Outcome, *, finished: bool) -> None:
@@ -240,8 +247,11 @@ class LiveCompaction:
             header = read_open_header(image, path=image.path, image_format=self.disk.format)
             outcome.after = sizes_of(header)
 
-    def _refuse(self) -> None:
-        """Refuse what can be seen before anything is changed."""
+    def refuse(self) -> None:
+        """Refuse what can be seen before anything is changed.
+
+        :raises RefusedError: it must not be done; nothing was changed.
+        """
         with open_image(self.path) as image:
             header = read_open_header(image, path=image.path, image_format=self.disk.format)
             facts = facts_in_use(image, header)
@@ -417,7 +427,15 @@ class LiveCompaction:
         """Have the guest write to an overlay on the copy, and QEMU leave the original."""
         live = self._live()
         self._advance(journal, policy.MIRROR)
-        job = Job(self.guest, self.disk.target, switches=self.switches, watch=self._watch)
+        job = Job(
+            self.guest,
+            self.disk.target,
+            switches=self.switches,
+            watch=self._watch,
+            limited_seconds=patience(
+                os.path.join(self.folder, live.overlay), self.bounds.bandwidth_bytes
+            ),
+        )
         with self.stages.stage(policy.MIRROR) as report:
             self.guest.begin_copy(
                 self.disk.target,

@@ -219,10 +219,14 @@ def settle(found: Found) -> Settlement:
     if not found.running or not found.exchanged:
         return Settlement(take_back=False, commit=True, finished=found.exchanged)
     # QEMU opens what it is going to write to by its name, with the tables of the file that it has
-    # open now in mind: both must be the same file.
-    if found.holds_original == found.holds_copy:
+    # open now in mind: both must be the same file.  The original has lost its name, so who has it
+    # open has had it since before: below the overlay.  A libvirtd that was killed may have made it
+    # forget the copy, which QEMU then has open besides.
+    if not found.holds_original and not found.holds_copy:
         raise _unclear("it cannot be told which of two files the guest has open")
-    return Settlement(take_back=found.holds_original, commit=True, finished=found.holds_copy)
+    return Settlement(
+        take_back=found.holds_original, commit=True, finished=not found.holds_original
+    )
 
 
 def _unclear(why: str) -> RefusedError:

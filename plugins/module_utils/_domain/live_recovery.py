@@ -91,10 +91,19 @@ class Switches:
             self.longest_seconds = max(self.longest_seconds, time.monotonic() - begin)
 
 
+def patience(overlay: str, bandwidth_bytes: int) -> float | None:
+    """Seconds in which what is in an overlay can be copied twice over; None without a limit."""
+    if not bandwidth_bytes:
+        return None
+    return 10 + 2 * os.stat(overlay).st_blocks * 512 / bandwidth_bytes
+
+
 class Job:
     """A block job of ours on a disk, from its beginning to its pivot.
 
     :param watch: called all the time; what it raises ends the waiting, not the job.
+    :param limited_seconds: a limit of the bandwidth is lifted after so long: a guest may write
+        faster than a job may copy, which then would never end.
     """
 
     def __init__(
@@ -104,7 +113,9 @@ class Job:
         *,
         switches: Switches,
         watch: t.Callable[[], None] = lambda: None,
+        limited_seconds: float | None = None,
     ) -> None:
+        self._limited_seconds = limited_seconds
         self._guest = guest
         self._target = target
         self._switches = switches
@@ -116,7 +127,8 @@ class Job:
         :raises HypervisorError: it is gone, for example because the guest is, or it stands still.
         """
         pause, longest = _POLL_SECONDS
-        before, moved = -1, time.monotonic()
+        begin = time.monotonic()
+        before, moved = -1, begin
         while True:
             disk = xml.parse_domain(self._guest.live_xml()).disk(self._target)
             if disk is not None and disk.job_ready:
@@ -136,6 +148,11 @@ class Job:
                     f"come on for {_STALLED_SECONDS:.0f} s.",
                     remedy="Look at the host's storage.",
                 )
+            if self._limited_seconds is not None and (
+                time.monotonic() - begin > self._limited_seconds
+            ):
+                self._limited_seconds = None
+                self._guest.lift_limit(self._target)
             report(job.percent)
             self._watch()
             stop_if_asked()
@@ -214,8 +231,19 @@ class Settling:
             self._commit(found)
         with self.stages.stage("clean"):
             self._restore_configuration()
-            self._clean(finished=todo.finished)
+            self._clean(finished=todo.finished, certain=found.running and self._is_on_base(todo))
         return todo
+
+    def _is_on_base(self, todo: policy.Settlement) -> bool:
+        """Whether QEMU, not only libvirt, is sure to have the disk on its one file.
+
+        It was just switched there; or it writes there, and to nothing but the top of a chain does
+        it without a job.
+        """
+        if todo.commit:
+            return True
+        with open_image(self.path) as image:
+            return probe_locks(image.fd).writer
 
     def _beside(self, name: str) -> str:
         return os.path.join(self.folder, name) if name else ""
@@ -347,7 +375,14 @@ class Settling:
                 self._flush()
                 return
             self._begin_commit()
-            job = Job(self.guest, self.live.target, switches=self.switches)
+            job = Job(
+                self.guest,
+                self.live.target,
+                switches=self.switches,
+                limited_seconds=patience(
+                    self._beside(self.live.second or self.live.overlay), self.bandwidth_bytes
+                ),
+            )
             job.wait_until_ready(report)
         with self.stages.stage("switch"):
             job.pivot()
@@ -390,8 +425,13 @@ class Settling:
                 is_as_wanted=lambda text: xml.canonical(text) == wanted,
             )
 
-    def _clean(self, *, finished: bool) -> None:
-        """Remove what nobody needs any more, and nothing that somebody has open."""
+    def _clean(self, *, finished: bool, certain: bool) -> None:
+        """Remove what nobody needs any more, and nothing that somebody has open.
+
+        :param certain: QEMU has the disk on its one file.  What else it has open then it only has
+            because a libvirtd that was killed has forgotten it; that space comes back when the
+            guest is powered off.
+        """
         _running, disk = self._domain_now()
         if self._names()["base"] != os.path.realpath(self.hypervisor.disk_path(disk) or "/"):
             raise HypervisorError(
@@ -399,12 +439,14 @@ class Settling:
                 f"{shown(self.path)} again, though it should be; no file was removed.",
                 remedy="Run it again with state=recovered.",
             )
-        names = [self.live.overlay, self.live.second, self.record.temp]
+        names = [self.live.overlay, self.live.second]
         if self._may_drop_original(finished=finished):
             names.append(self.record.kept)
-        paths = [self._beside(name) for name in names if name]
-        for path in paths:
+        chain = [self._beside(name) for name in names if name]
+        copies = [self._beside(name) for name in (self.record.temp,) if name]
+        for path in copies if certain else (*copies, *chain):
             wait_until_free(path)
+        paths = (*copies, *chain)
         try:
             sync_folder(self.folder)
             for path in paths:

@@ -7,13 +7,19 @@ Blocks are counted with stat, content is read with qemu-io, XML is read with vir
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import re
+import signal
 
 import pytest
-from image_lab import qemu_io
+from compact_lab import answer, child_of, start
+from image_lab import qemu_io, run
 from lab import Disk, GuestSpec
-from support import run_module
+from live_lab import CONTENT, Writer, assert_one_file
+from live_lab import compact_live as compact
+from support import assert_explains, run_module
 
 MIB = 1 << 20
 DEVICE = "scsi0-0-0-0"
@@ -34,21 +40,37 @@ def domain(lab):
 
     yield domain
     for guest in guests:
+        leftovers = ("--managed-save", "--snapshots-metadata", "--checkpoints-metadata")
         guest.destroy()
-        lab.virsh("undefine", guest.name, "--managed-save", "--snapshots-metadata")
+        lab.virsh("undefine", guest.name, *leftovers)
+        for name in files(guest):
+            (guest.disk("sda").path.parent / name).unlink()
 
 
 def fill(guest, file_format="qcow2"):
-    commands = ("write -P 0 0 32M", "write -P 7 32M 4M")
-    if file_format == "raw":
-        qemu_io(guest.disk("sda").path, *commands, file_format="raw")
-    else:
-        qemu_io(guest.disk("sda").path, *commands)
+    options = [part for command in CONTENT for part in ("-c", command)]
+    run("qemu-io", "-f", file_format, *options, guest.disk("sda").path)
 
 
-def compact(lab, *names, **arguments):
-    given = {"power": "live", "min_free_bytes": 0, "trim": False, **arguments}
-    return run_module("domain_compact", uri=lab.uri, domains=list(names), **given)
+def begin(lab, name, *, stage="convert", **arguments):
+    """A run that takes its time, and has come to its copy: the process."""
+    slow = {"power": "live", "trim": False, "bandwidth_bytes": MIB, **arguments}
+    process = start(module="domain_compact", uri=lab.uri, domains=[name], **slow)
+    child_of(process, stage)
+    return process
+
+
+def refused(lab, guest, *words, **arguments):
+    """It is refused in check mode and in a real run, in the same words, and nothing changes."""
+    before = (blocks(guest), files(guest), guest.xml(), guest.xml(inactive=True))
+    messages = []
+    for check in (True, False):
+        result = compact(lab, guest.name, check=check, **arguments)
+        assert result["failed"], (words, result)
+        assert_explains(result, *words)
+        messages.append(re.sub(r"\d+ free;", "", result["msg"]))  # others write there too
+        assert (blocks(guest), files(guest), guest.xml(), guest.xml(inactive=True)) == before
+    assert messages[0] == messages[1]
 
 
 def blocks(guest):
@@ -94,3 +116,139 @@ def test_check_then_run_then_again(lab, domain):
     assert not again["changed"]
     guest.destroy()
     qemu_io(guest.disk("sda").path, "read -P 0 0 32M", "read -P 7 32M 4M", "read -P 0 36M 92M")
+
+
+def test_a_raw_disk(lab, domain):
+    guest = domain(file_format="raw")
+    before = blocks(guest)
+    assert compact(lab, guest.name)["changed"]
+    assert before - blocks(guest) >= 31 * MIB
+    assert files(guest) == ["live-sda.raw"]
+    guest.destroy()
+    argv = ("read -P 0 0 32M", "-c", "read -P 7 32M 4M", "-c", "read -P 0 36M 92M")
+    run("qemu-io", "-r", "-f", "raw", "-c", *argv, guest.disk("sda").path)
+
+
+def test_another_form_and_the_original_kept(lab, domain):
+    guest = domain()
+    path = guest.disk("sda").path
+    original = path.with_name(f"{path.name}.thinvirt-original")
+    wish = {"compression": "zstd", "cluster_size_bytes": 131072, "keep_original": True}
+    result = compact(lab, guest.name, **wish)
+    (disk,) = result["domains"][0]["disks"]
+    assert disk["kept"] == str(original)
+    assert files(guest) == sorted([path.name, original.name])
+    guest.destroy()
+    told = json.loads(run("qemu-img", "info", "--output=json", path))
+    assert told["cluster-size"] == 131072
+    assert told["format-specific"]["data"]["compression-type"] == "zstd"
+    run("qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", path, original)
+    run("qemu-img", "check", "-q", path)
+
+
+def test_what_is_not_worth_it_is_left_alone(lab, domain):
+    guest = domain()
+    inode = guest.disk("sda").path.stat().st_ino
+    wish = {"min_reclaim_bytes": 64 * MIB, "min_reclaim_percent": 99}
+    result = compact(lab, guest.name, **wish)
+    assert not result["changed"]
+    assert "less than" in result["domains"][0]["disks"][0]["reason"]
+    assert guest.disk("sda").path.stat().st_ino == inode
+    assert files(guest) == ["live-sda.qcow2"]
+
+
+def test_domains_and_disks_that_are_refused(lab, domain):
+    guest = domain()
+    slow = ("--transient-job", "--bandwidth", "1")
+    lab.virsh("blockcopy", guest.name, "sda", f"{lab.state}/tmp/c", *slow)
+    refused(lab, guest, "block job (copy)", "virsh blockjob")
+    lab.virsh("blockjob", guest.name, "sda", "--abort")
+    lab.virsh("checkpoint-create-as", guest.name, "c1")
+    refused(lab, guest, "checkpoints")
+    lab.virsh("checkpoint-delete", guest.name, "c1")
+    lab.virsh("snapshot-create-as", guest.name, "s1")
+    refused(lab, guest, "snapshots")
+    lab.virsh("snapshot-delete", guest.name, "s1")
+    refused(lab, guest, "min_free_bytes", min_free_bytes=1 << 50)
+    refused(lab, guest, "method=punch", method="punch")
+    with_disk = guest.xml(inactive=True).replace(f"<name>{guest.name}<", "<name>other<")
+    other = lab.state / "tmp" / "other.xml"
+    other.write_text(re.sub("<uuid>.*</uuid>", "", with_disk))
+    lab.virsh("define", str(other))
+    refused(lab, guest, "shared by the domains")
+    lab.virsh("undefine", "other")
+    other.write_text(guest.xml(inactive=True))
+    lab.virsh("undefine", guest.name)
+    try:
+        refused(lab, guest, "transient", "accept_transient")
+        consented = compact(lab, guest.name, accept_transient=True)
+        assert consented["changed"], consented
+        assert files(guest) == ["live-sda.qcow2"]
+    finally:
+        lab.virsh("define", str(other))
+
+
+@pytest.mark.parametrize("what", ["SIGTERM", "destroy", "full", "timeout"])
+def test_given_up_in_the_middle(lab, domain, what):
+    guest = domain()
+    configured, inode = guest.xml(inactive=True), guest.disk("sda").path.stat().st_ino
+    ballast = guest.disk("sda").path.with_name("ballast")
+    free = os.statvfs(lab.state).f_bavail * os.statvfs(lab.state).f_frsize
+    wish = {"full": {"min_free_bytes": free - (4 << 30)}, "timeout": {"timeout": 3}}.get(what, {})
+    writer = Writer(lab, guest, random.Random(1))  # noqa: S311
+    with writer:
+        process = begin(lab, guest.name, **wish)
+        if what == "SIGTERM":
+            process.send_signal(signal.SIGTERM)
+        if what == "destroy":
+            guest.destroy()
+        if what == "full":
+            with ballast.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, 5 << 30)
+        try:
+            result = answer(process)
+        finally:
+            ballast.unlink(missing_ok=True)
+    said = {"SIGTERM": "Stopped by SIGTERM", "full": "min_free_bytes", "timeout": "within"}
+    assert_one_file(guest)
+    same = guest.disk("sda").path.stat().st_ino == inode
+    if what == "destroy":  # the copy was good, and is seen to be when the guest is off
+        assert not result["failed"], result["msg"]
+        assert result["changed"] is not same
+        assert "finished nevertheless" in result["domains"][0]["disks"][0]["reason"]
+    else:
+        assert_explains(result, said[what], "as it was")
+        assert same
+    writer.assert_whole()
+    assert writer.count > 0
+    assert ("shut off" in guest.state()) is (what == "destroy")
+    assert guest.xml(inactive=True) == configured
+
+
+def test_what_a_killed_run_has_left_is_known_to_all(lab, domain):
+    guest = domain()
+    path = guest.disk("sda").path
+    writer = Writer(lab, guest, random.Random(2))  # noqa: S311
+    with writer:
+        process = begin(lab, guest.name)
+        process.kill()
+        process.communicate()
+    guest.destroy()
+    left = files(guest)
+    overlay = path.with_name(next(name for name in left if name.endswith(".overlay")))
+    writer.assert_whole(overlay)
+    for image in (path, overlay):
+        refusal = run_module("image_compact", uri=lab.uri, paths=[str(image)], min_free_bytes=0)
+        assert_explains(refusal, "state=recovered")
+    copied = {"src": str(path), "dest": f"{lab.state}/tmp/copy.qcow2", "min_free_bytes": 0}
+    assert_explains(run_module("image_convert", **copied), "state=recovered")
+    checked = compact(lab, guest.name, check=True, state="recovered")
+    assert checked["changed"]
+    assert "is to be finished or undone" in checked["domains"][0]["recovered"]
+    assert files(guest) == left
+
+    result = compact(lab, guest.name, power="keep", method="rewrite")
+    assert "was undone" in result["domains"][0]["recovered"]
+    assert result["domains"][0]["disks"][0]["method"] == "rewrite"
+    assert_one_file(guest)
+    writer.assert_whole()
