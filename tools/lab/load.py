@@ -18,6 +18,7 @@ import sqlite3
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 BLOCK = 4096
@@ -52,7 +53,7 @@ class Load:
             thread.join()
         (self.notes / "errors").write_text(json.dumps(self.errors))
 
-    def guarded(self, work) -> None:
+    def guarded(self, work: Callable[[], None]) -> None:
         try:
             work()
         except Exception as error:  # noqa: BLE001 (whatever it is, the test is to see it)
@@ -154,11 +155,11 @@ def verify_blocks(data: Path, notes: Path, wrong: list[str]) -> int:
         (done if word == b"done" else asked)[int(block)] = checksum
         count += word == b"done"
     with (data / "blocks").open("rb") as file:
-        for block, checksum in done.items():
-            file.seek(block * BLOCK)
+        for number, checksum in done.items():
+            file.seek(number * BLOCK)
             found = hashlib.sha256(file.read(BLOCK)).hexdigest().encode()
-            if found not in (checksum, asked[block]):
-                wrong.append(f"block {block}")
+            if found not in (checksum, asked[number]):
+                wrong.append(f"block {number}")
     return count
 
 
@@ -186,6 +187,8 @@ def main() -> None:
     verb, data, notes, *span = sys.argv[1:]
     if verb == "run":
         Load(Path(data), Path(notes)).run()
+    elif verb == "beat":
+        Load(Path(data), Path(notes)).beat()
     elif verb == "gap":
         print(longest_gap(Path(notes, "beats"), *map(float, span)))
     elif verb == "clock":
