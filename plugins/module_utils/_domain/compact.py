@@ -24,10 +24,10 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection im
     Hypervisor,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.live import (
-    Bounds,
     LiveCompaction,
     LiveOutcome,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.live_checks import Bounds
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.turns import side_by_side
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.usage import Users
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
@@ -259,7 +259,9 @@ class Compactor:
                     "was changed.",
                     remedy="Leave it out of disks until the domain is shut off.",
                 )
-            live_policy.refuse_disk(live.name, running, disk)
+            now = self.hypervisor.disk_path(running)
+            moves = os.path.realpath(now) != os.path.realpath(done.path)
+            live_policy.refuse_disk(live.name, running, moves=bool(now and done.path) and moves)
             _refuse_foreign(live.name, disk, done.path)
             done.outcome = estimate(
                 done.path,

@@ -6,7 +6,7 @@ The guest is switched to an overlay, so that its image does not change any more 
 and compared like one that nobody uses.  The copy gets the image's name; the overlay is copied onto
 it, which has QEMU leave the original; and what the guest has written meanwhile goes into the copy.
 At every instant the disk is a whole chain, by its names on the disk and in QEMU; the journal says
-what each file is.  ``live_recovery`` ends it, however it went.
+what each file is.  ``live_settle`` ends it, however it went.
 
 Between QEMU's switch and libvirt's note of it in the domain's configuration lie some milliseconds,
 as with every block job of libvirt.  A host that fails just then starts the guest from before them.
@@ -25,18 +25,20 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection im
     Guest,
     Hypervisor,
 )
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.live_recovery import (
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.live_checks import Bounds, refuse
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.live_job import (
     Job,
-    Settling,
     Switches,
-    give_up,
     patience,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.live_settle import (
+    Settling,
+    give_up,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     HypervisorError,
     RefusedError,
     ThinvirtError,
-    UnsupportedError,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.attributes import (
     copy_attributes,
@@ -47,12 +49,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact_outcom
     sizes_of,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact_policy import (
-    Facts,
     Request,
-    copy_of,
-    refuse_any_change,
-    refuse_rewrite,
-    refuse_too_little_space,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact_rewrite import Rewrite
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.estimate import facts_in_use
@@ -73,42 +70,21 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
     temp_name,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import (
-    probe_locks,
     refuse_other_writers,
     writers_kept_out,
 )
-from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_argv import image_spec
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_img import QemuImg
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.recover import refuse_live
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import (
     NewCopy,
     Source,
     Stages,
-    fd_storage,
     identity_at,
     refuse_taken_name,
     verified_copy,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_wait
-from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.filesystem import (
-    file_system_of,
-)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
-
-#: What storage is taken to copy in a second, to foresee how long a guest writes to an overlay.
-_SLOW_STORAGE_BYTES = 50 << 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Bounds:
-    """How much a run may take.
-
-    :param bandwidth_bytes: a second, of each copy; 0 for as much as there is.
-    :param written_bytes: what the guest writes in a second, as far as that can be foreseen.
-    """
-
-    bandwidth_bytes: int = 0
-    written_bytes: float = 0.0
 
 
 @dataclasses.dataclass
@@ -252,46 +228,8 @@ class LiveCompaction:
 
         :raises RefusedError: it must not be done; nothing was changed.
         """
-        with open_image(self.path) as image:
-            header = read_open_header(image, path=image.path, image_format=self.disk.format)
-            facts = facts_in_use(image, header)
-            refuse_any_change(self.path, facts, self.request)
-            policy.refuse_image(self.path, header)
-            refuse_rewrite(self.path, facts, self.request)
-            refuse_taken_name(self.path, self._keep)
-            if not probe_locks(image.fd).known:
-                raise UnsupportedError(
-                    f"The file system of {shown(self.path)} has no locks that QEMU heeds; nothing "
-                    "was changed.",
-                    remedy="Use power=cycle.",
-                )
-            self._refuse_too_little_space(image, facts)
-
-    def _refuse_too_little_space(self, image: OpenImage, facts: Facts) -> None:
-        """Refuse what the copy, and what the guest writes meanwhile, could fill the disk with."""
-        copy = copy_of(facts.header, self.request, compressed=False)
-        spec = image_spec(fd_storage(image.fd), facts.header.format)
-        measured = self._tool.measure(
-            spec,
-            target_format=copy.format,
-            options=copy.options,
-            pass_fds=(image.fd,),
-            force_share=True,
-        )
-        needed = measured.required_bytes if copy.format == "qcow2" else facts.data_bytes
-        if copy.options.get("preallocation") in ("falloc", "full"):
-            needed = measured.fully_allocated_bytes
-        seconds = needed / (self.bounds.bandwidth_bytes or _SLOW_STORAGE_BYTES)
-        # In both overlays, and in the copy.
-        growth = min(3 * seconds * self.bounds.written_bytes, facts.header.virtual_size_bytes)
-        system = file_system_of(image.fd)
-        refuse_too_little_space(
-            self.path,
-            needed_bytes=needed + int(growth),
-            free_bytes=system.free_bytes,
-            min_free_bytes=self.request.min_free_bytes,
-            mount_point=system.mount_point,
-        )
+        refuse(self.path, self.disk.format, self.request, self.bounds, tool=self._tool)
+        refuse_taken_name(self.path, self._keep)
 
     def _to_new_base(self, journal: Journal, outcome: Outcome) -> None:
         """From the image alone to an overlay on its copy."""

@@ -77,12 +77,11 @@ def refuse_domain(name: str, *, persistent: bool, accept_transient: bool, busy: 
         )
 
 
-def refuse_disk(name: str, disk: Disk, configured: Disk | None) -> None:
+def refuse_disk(name: str, disk: Disk, *, moves: bool) -> None:
     """Refuse a disk for what the domain's XML says of it.
 
     :param disk: as it is in the running domain.
-    :param configured: the same at its next start; None if it is plugged in for this run only, or
-        the domain has no configuration.
+    :param moves: it is another file at the domain's next start.
     """
     where = f"disk {disk.target} of domain {name}"
     if not is_written(disk) or disk.device != "disk":
@@ -111,21 +110,12 @@ def refuse_disk(name: str, disk: Disk, configured: Disk | None) -> None:
             f"has settings that would be lost ({', '.join(disk.details)})",
             _CYCLE,
         )
-    if configured is not None and _place(configured) != _place(disk):
+    if moves:
         raise _refused(
             where,
             "is another file at the domain's next start",
             "Shut the domain down and start it, or correct its configuration.",
         )
-
-
-def refuse_plugged(name: str, target: str) -> None:
-    """Refuse a disk that the domain's configuration does not have."""
-    raise _refused(
-        f"disk {target} of domain {name}",
-        "is plugged in for this run only, and is not in the domain's configuration",
-        "Attach it to the configuration too (virsh attach-device --config).",
-    )
 
 
 def refuse_image(path: str, header: ImageHeader) -> None:
@@ -139,10 +129,6 @@ def refuse_image(path: str, header: ImageHeader) -> None:
 
 
 _CYCLE = "Use power=cycle, which shuts the guest down meanwhile."
-
-
-def _place(disk: Disk) -> tuple[str, str, str]:
-    return disk.path, disk.pool, disk.volume
 
 
 def _refused(where: str, why: str, remedy: str) -> RefusedError:

@@ -163,6 +163,12 @@ def test_domains_and_disks_that_are_refused(lab, domain):
     lab.virsh("blockcopy", guest.name, "sda", f"{lab.state}/tmp/c", *slow)
     refused(lab, guest, "block job (copy)", "virsh blockjob")
     lab.virsh("blockjob", guest.name, "sda", "--abort")
+    backup = lab.state / "tmp" / "backup.xml"
+    server = f"<server transport='unix' socket='{lab.state}/tmp/backup'/>"
+    backup.write_text(f"<domainbackup mode='pull'>{server}</domainbackup>")
+    lab.virsh("backup-begin", guest.name, str(backup))
+    refused(lab, guest, "backed up")
+    lab.virsh("domjobabort", guest.name)
     lab.virsh("checkpoint-create-as", guest.name, "c1")
     refused(lab, guest, "checkpoints")
     lab.virsh("checkpoint-delete", guest.name, "c1")
@@ -252,3 +258,29 @@ def test_what_a_killed_run_has_left_is_known_to_all(lab, domain):
     assert result["domains"][0]["disks"][0]["method"] == "rewrite"
     assert_one_file(guest)
     writer.assert_whole()
+
+
+def test_a_disk_that_is_a_volume(lab, domain):
+    guest = domain()
+    guest.destroy()
+    path = guest.disk("sda").path
+    lab.virsh("pool-define-as", "live-pool", "dir", "--target", str(path.parent))
+    lab.virsh("pool-start", "live-pool")
+    try:
+        text = guest.xml(inactive=True).replace("<disk type='file'", "<disk type='volume'")
+        source = f"<source pool='live-pool' volume='{path.name}'/>"
+        definition = lab.state / "tmp" / "volume.xml"
+        definition.write_text(text.replace(f"<source file='{path}'/>", source))
+        lab.virsh("define", str(definition))
+        lab.virsh("start", guest.name, "--paused")
+        configured = guest.xml(inactive=True)
+        assert source in configured
+        assert compact(lab, guest.name)["changed"]
+        assert guest.xml(inactive=True) == configured
+        assert files(guest) == ["live-sda.qcow2"]
+        again = compact(lab, guest.name)
+        assert not again["changed"]
+        assert not again["failed"], again["msg"]
+    finally:
+        lab.virsh("pool-destroy", "live-pool")
+        lab.virsh("pool-undefine", "live-pool")

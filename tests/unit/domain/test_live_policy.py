@@ -36,7 +36,8 @@ DISK = Disk(
 
 
 def test_a_plain_disk_is_not_refused():
-    policy.refuse_disk("d", DISK, DISK)
+    policy.refuse_disk("d", DISK, moves=False)
+    policy.refuse_disk("d", dataclasses.replace(DISK, source_type="volume"), moves=False)
     policy.refuse_domain("d", persistent=True, accept_transient=False, busy=False)
     policy.refuse_domain("d", persistent=False, accept_transient=True, busy=False)
     policy.refuse_host(Versions((7, 0, 0), (5, 2, 0), "QEMU"))
@@ -55,17 +56,20 @@ def test_a_plain_disk_is_not_refused():
         ({"shareable": True}, "shareable"),
         ({"job": "commit"}, "block job (commit)"),
         ({"details": ("seclabel",)}, "seclabel"),
-        ({"path": "/pool/b.qcow2"}, "another file"),
-        ({"pool": "p", "volume": "v", "source_type": "volume"}, "another file"),
     ],
 )
 def test_disks_that_are_refused(change, word):
     with pytest.raises(RefusedError) as caught:
-        policy.refuse_disk("d", dataclasses.replace(DISK, **change), DISK)
+        policy.refuse_disk("d", dataclasses.replace(DISK, **change), moves=False)
     assert word in caught.value.message
     assert "disk vda of domain d" in caught.value.message
     assert "nothing was changed" in caught.value.message
     assert caught.value.remedy
+
+
+def test_a_disk_that_moves_is_refused():
+    with pytest.raises(RefusedError, match="another file"):
+        policy.refuse_disk("d", DISK, moves=True)
 
 
 @pytest.mark.parametrize(
