@@ -14,7 +14,7 @@ import re
 import signal
 
 import pytest
-from compact_lab import answer, child_of, start
+from compact_lab import answer, child_of, start, wait_for
 from image_lab import qemu_io, run
 from lab import Disk, GuestSpec
 from live_lab import CONTENT, Writer, assert_one_file
@@ -284,3 +284,23 @@ def test_a_disk_that_is_a_volume(lab, domain):
     finally:
         lab.virsh("pool-destroy", "live-pool")
         lab.virsh("pool-undefine", "live-pool")
+
+
+@pytest.mark.parametrize(("stage", "end"), [("mirror", "undone"), ("merge", "finished")])
+def test_killed_while_an_overlay_is_moved(lab, domain, stage, end):
+    """The image's name means the copy, and QEMU has the original open, or the copy."""
+    guest = domain()
+    journal = guest.disk("sda").path.with_name(".live-sda.qcow2.thinvirt-journal")
+    writer = Writer(lab, guest, random.Random(3))  # noqa: S311
+    with writer:
+        process = begin(lab, guest.name, bandwidth_bytes=8 * MIB)
+        wait_for(lambda: f'"stage": "{stage}"' in journal.read_text(), seconds=60)
+        process.kill()
+        process.communicate()
+        result = compact(lab, guest.name, state="recovered")
+    assert end in result["domains"][0]["recovered"]
+    assert_one_file(guest)
+    writer.assert_whole()
+    guest.destroy()
+    run("qemu-img", "check", "-q", guest.disk("sda").path)
+    writer.assert_whole()
