@@ -265,7 +265,7 @@ def main() -> None:
             "minimum_bytes": {"type": "int", "default": 0},
             "parallel": {"type": "int", "default": 2},
             "timeout": {"type": "int", "default": 600},
-            "untrimmed_min_bytes": {"type": "int", "default": 1 << 30},
+            "untrimmed_min_bytes": {"type": "int", "default": trim.UNTRIMMED_MIN_BYTES},
         },
         supports_check_mode=True,
     )

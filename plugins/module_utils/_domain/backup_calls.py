@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import typing as t
 
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.blockjob import translated
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.xml import (
     Domain,
     offers_backup,
@@ -20,12 +21,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
 with contextlib.suppress(ImportError):  # connection says so when it is asked to connect
     import libvirt
 
-#: virDomainJobOperation, as people call it.
-_OPERATIONS = (
-    *("unknown job", "start", "save", "restore", "incoming migration", "outgoing migration"),
-    *("snapshot", "snapshot revert", "dump", "backup", "snapshot delete"),
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class DiskSize:
@@ -33,14 +28,6 @@ class DiskSize:
 
     capacity_bytes: int
     allocation_bytes: int
-
-
-@contextlib.contextmanager
-def _translated(doing: str) -> t.Iterator[None]:
-    try:
-        yield
-    except libvirt.libvirtError as error:
-        raise HypervisorError(f"libvirt could not {doing}: {error}.") from error
 
 
 def _dotted(number: int) -> str:
@@ -54,23 +41,9 @@ class BackupCalls:
     name: str
 
     def size_of(self, target: str) -> DiskSize:
-        with _translated(f"measure disk {target} of domain {self.name}"):
+        with translated(f"measure disk {target} of domain {self.name}"):
             capacity, allocation, _physical = self._domain.blockInfo(target)
             return DiskSize(capacity, allocation)
-
-    def has_block_job(self, target: str) -> bool:
-        """Whether somebody copies, commits or backs up a disk right now."""
-        with _translated(f"ask for jobs on disk {target} of domain {self.name}"):
-            return bool(self._domain.blockJobInfo(target, 0))
-
-    def job_name(self) -> str:
-        """What the domain as a whole is busy with, such as ``backup``; empty if it is not."""
-        with _translated(f"ask for the job of domain {self.name}"):
-            statistics = self._domain.jobStats()
-        if statistics.get("type", libvirt.VIR_DOMAIN_JOB_NONE) == libvirt.VIR_DOMAIN_JOB_NONE:
-            return ""
-        number = statistics.get("operation", 0)
-        return _OPERATIONS[number] if number < len(_OPERATIONS) else _OPERATIONS[0]
 
     def backup_job(self) -> str:
         """XML of the domain's backup job, whoever began it; empty without one."""
@@ -101,9 +74,9 @@ class BackupCalls:
                 f"libvirt could not begin the backup of domain {self.name}: {error}."
             ) from error
 
-    def abort_job(self) -> None:
+    def abort_backup(self) -> None:
         """Ask for the end of the domain's job; returns before it has ended."""
-        with _translated(f"end the job of domain {self.name}"):
+        with translated(f"end the job of domain {self.name}"):
             self._domain.abortJob()
 
     def refuse_no_backup(self, domain: Domain) -> None:
@@ -113,7 +86,7 @@ class BackupCalls:
 
         :raises UnsupportedError: it says so.
         """
-        with _translated(f"tell what domain {self.name} can do"):
+        with translated(f"tell what domain {self.name} can do"):
             text = self._domain.connect().getDomainCapabilities(
                 domain.emulator or None, domain.arch or None, domain.machine or None, domain.kind
             )

@@ -188,7 +188,7 @@ def refuse_busy(guest: Guest, disks: t.Sequence[xml.Disk]) -> None:
             remedy=f"Wait for it to end (virsh domjobinfo {guest.name}).",
         )
     for disk in disks:
-        if guest.has_block_job(disk.target):
+        if guest.block_job(disk.target) is not None:
             raise RefusedError(
                 f"There is a block job on disk {disk.target} of domain {guest.name}; nothing was "
                 "changed.",
@@ -270,7 +270,7 @@ def _end_job(guest: Guest, place: Workplace) -> None:
             asked = True
             # It may end by itself, or with its guest, at this instant.
             with contextlib.suppress(HypervisorError):
-                guest.abort_job()
+                guest.abort_backup()
         if time.monotonic() > deadline:
             raise HypervisorError(
                 f"The backup job of domain {guest.name} did not end within {_END_SECONDS:g} s; its "

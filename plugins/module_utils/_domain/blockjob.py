@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""libvirt's block jobs on the disks of a running domain.
+"""libvirt's jobs on a running domain and its disks.
 
 A part of ``connection``: besides that file, this one alone talks to libvirt.  What the jobs do to
 the configuration too was seen with libvirt 9.0: a snapshot without metadata, a copy's pivot and a
@@ -21,6 +21,13 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
 
 with contextlib.suppress(ImportError):  # connection says so when it is asked to connect
     import libvirt
+
+
+#: virDomainJobOperation, as people call it.
+_OPERATIONS = (
+    *("unknown job", "start", "save", "restore", "incoming migration", "outgoing migration"),
+    *("snapshot", "snapshot revert", "dump", "backup", "snapshot delete"),
+)
 
 
 @contextlib.contextmanager
@@ -59,15 +66,25 @@ class DiskJobs:
             info = self._domain.blockJobInfo(target, 0)
             return BlockJob(info["cur"], info["end"]) if info else None
 
-    def is_busy(self) -> bool:
-        """Whether the domain as a whole is being saved, migrated, dumped or backed up."""
-        with translated(f"read the jobs of domain {self.name}"):
+    def job_name(self) -> str:
+        """What the domain as a whole is busy with, such as ``backup``; empty if it is not."""
+        with translated(f"ask for the job of domain {self.name}"):
             try:
-                return bool(self._domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE)
+                statistics = self._domain.jobStats()
             except libvirt.libvirtError as error:
                 if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
-                    return False
+                    return ""
                 raise
+        if statistics.get("type", libvirt.VIR_DOMAIN_JOB_NONE) == libvirt.VIR_DOMAIN_JOB_NONE:
+            return ""
+        number = statistics.get("operation", 0)
+        return _OPERATIONS[number] if number < len(_OPERATIONS) else _OPERATIONS[0]
+
+    def jobs(self, targets: t.Iterable[str]) -> list[str]:
+        """What libvirt is working on in this domain: block jobs by disk, and what it is all at."""
+        found = [f"block job on {disk}" for disk in targets if self.block_job(disk) is not None]
+        name = self.job_name()
+        return [*found, name] if name else found
 
     def written_bytes(self, target: str) -> int:
         """What the guest has written to a disk since it was started."""

@@ -217,7 +217,7 @@ class Compactor:
             guest.name,
             persistent=guest.is_persistent(),
             accept_transient=self.accept_transient,
-            busy=guest.is_busy(),
+            busy=bool(guest.job_name()),
         )
         if self.check_mode and self.trim:
             outcome.reason = "The guest would be asked to trim first; what that gives is not known."

@@ -187,17 +187,6 @@ class Guest(DiskJobs, BackupCalls):
         with translated(f"read the memory of domain {self.name}"):
             return int(self._domain.maxMemory()) * 1024
 
-    def jobs(self, targets: t.Iterable[str]) -> list[str]:
-        """What libvirt is working on in this domain: block jobs by disk, backup, migration, ..."""
-        with translated(f"list the jobs of domain {self.name}"):
-            found = [f"block job on {disk}" for disk in targets if self._has_block_job(disk)]
-            if self._domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE:
-                found.append("backup, dump, save or migration")
-        return found
-
-    def _has_block_job(self, target: str) -> bool:
-        return bool(self._domain.blockJobInfo(target, 0))
-
     def managed_save(self) -> None:
         """Write the guest's memory to libvirt's own folder and turn it off.
 

@@ -30,6 +30,8 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.extents impo
 #: libvirtd works on so many requests of one connection at a time (max_client_requests in
 #: libvirtd.conf); more threads would only wait there.
 MAX_PARALLEL = 5
+#: What a trim may leave behind without a finding.
+UNTRIMMED_MIN_BYTES = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +173,7 @@ def trim_all(
     minimum_bytes: int,
     timeout: int,
     parallel: int,
-    untrimmed_min_bytes: int,
+    untrimmed_min_bytes: int = UNTRIMMED_MIN_BYTES,
     check_mode: bool,
 ) -> list[Outcome]:
     """Trim every running guest, so many at a time; the outcomes in the same order.
