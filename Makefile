@@ -41,7 +41,7 @@ test: setup-test ## everything: static checks, then unit, functional and live te
 bench: setup-test ## time the modules against the bare tools (about 10 min)
 	@$(RUN) python -m bench </dev/null
 
-storm: setup-test ## kill the modules at many moments, the guests of other Debians (about 20 min)
+storm: setup-test ## kill the modules at hundreds of moments, and look what is left (about 45 min)
 	@$(RUN) THINVIRT_STORM=full pytest -s -m storm tests $(ARGS) </dev/null
 
 static: lint types sanity

@@ -149,3 +149,12 @@ def _clock(guest: Guest) -> str:
 def _longest_gap(guest: Guest, begin: str, end: str) -> float:
     argv = ("python3", "/load.py", "gap", "/data", "/notes", begin, end)
     return float(guest.run(*argv).stdout)
+
+
+def table(rows: list[Row]) -> str:
+    """The result for people."""
+    return "\n".join(
+        f"{row.title:<58}{row.ours_seconds:>8.2f}s{row.theirs_seconds:>8.2f}s  {row.goal}"
+        f"{'' if row.ok else '  missed'}"
+        for row in rows
+    )
