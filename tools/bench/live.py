@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,7 +152,7 @@ def _longest_gap(guest: Guest, begin: str, end: str) -> float:
     return float(guest.run(*argv).stdout)
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: Sequence[Row]) -> str:
     """The result for people."""
     return "\n".join(
         f"{row.title:<58}{row.ours_seconds:>8.2f}s{row.theirs_seconds:>8.2f}s  {row.goal}"
