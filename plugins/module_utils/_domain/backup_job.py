@@ -112,15 +112,7 @@ def snapshot(
         thawed = True
         try:
             make_private(place.folder, uid=process.uid, gid=process.gid)
-            with freeze.frozen(
-                guest,
-                quiesce=quiesce,
-                connected=live.agent_connected,
-                note=lambda: _note(journal, _FROZEN),
-            ) as state:
-                guest.begin_backup(job)
-            if state.state != "off":
-                _note(journal, _BEGUN)
+            state = _begin(guest, live, job, quiesce=quiesce, journal=journal)
             path = process.seen_from_here(socket)
             yield Snapshot({target: nbd_spec(path, target) for target in chosen}, state)
             refuse_ended(guest, place)
@@ -130,6 +122,22 @@ def snapshot(
         finally:
             with signals_wait():
                 _end(guest, place, journal, forget=thawed)
+
+
+def _begin(
+    guest: Guest, live: xml.Domain, job: str, *, quiesce: str, journal: Journal
+) -> freeze.Freeze:
+    """Begin the job while the guest's file systems are at rest, if they can be."""
+    with freeze.frozen(
+        guest,
+        quiesce=quiesce,
+        connected=live.agent_connected,
+        note=lambda: _note(journal, _FROZEN),
+    ) as state:
+        guest.begin_backup(job)
+    if state.state != "off":
+        _note(journal, _BEGUN)
+    return state
 
 
 def recover(guest: Guest, parent: str, *, check_mode: bool) -> str:

@@ -48,7 +48,8 @@ def run(tmp_path):
     # a task that runs in a guest instead of on its hypervisor is unreachable
     away = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
 
-    def run(guests=GUESTS, serial="100%", ignore=False):
+    def run(guests=None, serial="100%", ignore=False):
+        guests = guests or GUESTS
         uri = {"linux_guest_uri": f"test://{tmp_path}/node.xml"}
         inventory = {
             "kvm_hosts": {"hosts": {"h1": local, "h2": local}},
