@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: domain_disk_bus
-short_description: Move the disks of shut off libvirt domains to another bus, and back
+short_description: Move the disks of libvirt domains to another bus, and back
 version_added: 0.1.0
 author: thinvirt.kvm contributors (@thinvirt)
 description:
@@ -23,8 +23,15 @@ description:
   - A domain that boots "from the first disk" gets a boot order for each device, where another disk
     would come first otherwise.
   - The guest is not prepared. It needs the driver of the new bus, in its initramfs or bound in
-    Windows, and must not look for its disks by names such as C(/dev/vda).
-  - Refused for domains that run, are transient, or have managed save, snapshots or checkpoints.
+    Windows, and must not look for its disks by names such as C(/dev/vda). The role
+    P(thinvirt.kvm.virtio_scsi#role) does that.
+  - Refused for domains that are transient, have managed save, snapshots or checkpoints, or run,
+    unless O(power=cycle).
+  - With O(power=cycle) a guest that runs is shut down in order, changed, started, and has to come
+    up. If its agent does not answer within O(boot_timeout), it is turned off, its old
+    configuration is brought back, it is started with that, and the module fails. All of this
+    happens on the hypervisor. A controller that is gone stops nothing, and if the module itself is
+    killed, the next run brings the guest back and says on which bus.
 extends_documentation_fragment:
   - thinvirt.kvm.libvirt
   - thinvirt.kvm.libvirt.domains_required
@@ -51,8 +58,11 @@ options:
       - V(present) has the disks on O(bus).
       - V(restored) brings back the whole configuration that a domain had before the last change by
         this module. If there is none, nothing is changed.
+      - V(recovered) only brings guests back that a run with O(power=cycle) has left on their way
+        because it was killed. One that boots on its new bus is waited for; one that is off comes
+        back on its old bus. The others are left as they are.
     type: str
-    choices: [present, restored]
+    choices: [present, restored, recovered]
     default: present
   bus:
     description: The bus; required with O(state=present). V(scsi) means virtio-scsi.
@@ -69,8 +79,35 @@ options:
     type: list
     elements: str
     default: []
+  power:
+    description:
+      - V(keep) refuses domains that run.
+      - V(cycle) shuts a running guest down through its agent or ACPI and starts it again. It is
+        turned off by force only when it did not come up on its new bus, its agent does not answer,
+        and it has not obeyed ACPI for 30 seconds.
+      - Domains that are off are changed and stay off.
+    type: str
+    choices: [keep, cycle]
+    default: keep
+  shutdown_timeout:
+    description: Seconds that a guest may take to power off, with O(power=cycle).
+    type: int
+    default: 300
+  boot_timeout:
+    description:
+      - Seconds after the start within which the guest's agent has to answer, with O(power=cycle).
+      - The guest is rolled back after that. So leave it time, such as for a check of its file
+        systems.
+    type: int
+    default: 600
+  parallel:
+    description:
+      - How many guests are shut down and started at the same time, with O(power=cycle); 5 at most.
+    type: int
+    default: 1
 seealso:
   - module: thinvirt.kvm.domain_machine
+  - module: thinvirt.kvm.domain_helper_disk
   - module: thinvirt.kvm.domain_discard
   - module: thinvirt.kvm.thin_info
 """
@@ -93,6 +130,14 @@ EXAMPLES = r"""
     domains: [db1]
     disks: [hdb]
     bus: virtio
+
+- name: Move the disks of prepared guests that run, and back if they do not come up
+  thinvirt.kvm.domain_disk_bus:
+    domains: [web1, web2]
+    bus: scsi
+    power: cycle
+    boot_timeout: 300
+    parallel: 2
 
 - name: It does not boot; take that back
   thinvirt.kvm.domain_disk_bus:
@@ -118,6 +163,22 @@ domains:
     changed:
       description: Whether its configuration was (in check mode, would be) changed.
       type: bool
+    active:
+      description: Whether it ran and was (in check mode, would be) shut down and started again.
+      type: bool
+      returned: always
+    actions:
+      description:
+        - What was done to a guest that ran or that a killed run had left, in that order. One of
+          V(shut_down), V(changed), V(restored), V(started), V(turned_off), V(recovered).
+      type: list
+      elements: str
+      returned: always
+      sample: [shut_down, changed, started]
+    downtime_seconds:
+      description: From the request to shut down until the agent answered, with O(power=cycle).
+      type: float
+      returned: always
     disks:
       description: The disks that were chosen.
       type: list
@@ -185,7 +246,7 @@ domains:
       type: bool
       returned: when it was restored
     recovered:
-      description: What a killed run had left; empty if nothing.
+      description: What a killed run had left, and what became of it; empty if nothing.
       type: str
       returned: on success of this domain
     findings:
@@ -198,7 +259,7 @@ domains:
       elements: dict
       returned: on success of this domain
     error:
-      description: Why this domain was left as it is.
+      description: Why this domain was left as it is, or rolled back.
       type: dict
       returned: on failure of this domain
       contains:
@@ -211,6 +272,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import bus_change
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Hypervisor
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.select import refuse_duplicates
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.turns import MAX_WORKERS
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._plan import diff
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_raise
@@ -220,38 +282,50 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._spec import (
     state_dir_spec,
 )
 
+_PLAIN = ("state_dir", "force", "power", "shutdown_timeout", "boot_timeout", "parallel")
+
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             **libvirt_spec(domains_required=True),
             **state_dir_spec(),
-            "state": {"type": "str", "choices": ["present", "restored"], "default": "present"},
+            "state": {
+                "type": "str",
+                "choices": ["present", "restored", "recovered"],
+                "default": "present",
+            },
             "bus": {"type": "str", "choices": ["virtio", "scsi", "sata", "ide"]},
             "disks": {"type": "list", "elements": "str", "default": []},
+            "power": {"type": "str", "choices": ["keep", "cycle"], "default": "keep"},
+            "shutdown_timeout": {"type": "int", "default": 300},
+            "boot_timeout": {"type": "int", "default": 600},
+            "parallel": {"type": "int", "default": 1},
         },
         required_if=[("state", "present", ["bus"])],
         supports_check_mode=True,
     )
     params = module.params
-    restored = params["state"] == "restored"
     request = bus_change.Request(
         disks=tuple(params["disks"]),
-        bus="" if restored else params["bus"],
-        state_dir=params["state_dir"],
-        force=params["force"],
+        state=params["state"],
+        bus=params["bus"] or "",
+        **{name: params[name] for name in _PLAIN},
     )
-    if restored and (params["bus"] or params["disks"]):
-        module.fail_json(msg="state=restored brings back whole domains: leave out bus and disks.")
+    if params["state"] != "present" and (params["bus"] or params["disks"]):
+        module.fail_json(
+            msg=f"state={params['state']} is for whole domains: leave out bus and disks."
+        )
+    if not 1 <= params["parallel"] <= MAX_WORKERS:
+        module.fail_json(msg=f"parallel has to be between 1 and {MAX_WORKERS}.")
     try:
         refuse_duplicates("disks", params["disks"])
         with Hypervisor(params["uri"], local_only=True) as hypervisor:
             outcomes = bus_change.decide(hypervisor, params["domains"], request)
-            changes = [change for outcome in outcomes for change in outcome.changes]
             if not module.check_mode:
                 with signals_raise():
-                    for outcome in outcomes:
-                        bus_change.carry_out(hypervisor, outcome, request)
+                    bus_change.carry_out(hypervisor, outcomes, request)
+            changes = [change for outcome in outcomes for change in outcome.changes]
     except ThinvirtError as error:
         module.fail_json(**error.result())
     result = {

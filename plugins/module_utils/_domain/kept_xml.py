@@ -20,6 +20,8 @@ import json
 import os
 import secrets
 import stat
+import threading
+import time
 import typing as t
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
@@ -30,18 +32,23 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
 
 _MAX_BYTES = 16 << 20
+_POLL_SECONDS = 0.2
+#: The lock of the folder is another one for each thread that opens it.
+_THREADS = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
     """One change of a domain's configuration.
 
-    :param stage: ``begun``: libvirt may or may not have the new configuration; ``done``: it has.
+    :param stage: ``begun``: libvirt may or may not have the new configuration; ``trial``: it has,
+        and the guest has not come up with it yet; ``done``: it has.
     :param file: name of the old XML in the folder.
     :param sha256: of the old XML.
     :param renamed: new target of each disk that was moved, by its old one.
     :param after: fingerprint of what libvirt made of the new configuration; empty until ``done``.
     :param previous: the record before, valid again if this change never happened.
+    :param process: who tries whether the guest comes up; see ``restart.me``.
     """
 
     stage: str
@@ -51,6 +58,7 @@ class Record:
     renamed: t.Mapping[str, str]
     after: str = ""
     previous: Record | None = None
+    process: str = ""
 
 
 class KeptXml:
@@ -72,9 +80,10 @@ class KeptXml:
         self._stem = os.path.join(self._folder, f"{uuid}-{operation}")
 
     @contextlib.contextmanager
-    def locked(self) -> t.Iterator[None]:
-        """Keep other runs out of the folder; it is made if it isn't there.
+    def locked(self, *, patience: float = 0) -> t.Iterator[None]:
+        """Keep other runs, and our other threads, out of the folder; it is made if need be.
 
+        :param patience: seconds to wait for another run, which holds it for a second or two.
         :raises ThinvirtError: it can't be made, is not ours, or another run holds it.
         """
         try:
@@ -84,17 +93,25 @@ class KeptXml:
             raise failure(self._folder, "made", error) from error
         try:
             _refuse_foreign(os.fstat(fd), self._folder)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RefusedError(
-                    f"Another run is changing a domain and holds {shown(self._folder)}; nothing "
-                    "was changed.",
-                    remedy="Wait for it to end.",
-                ) from error
-            yield
+            with _THREADS:
+                self._lock(fd, patience)
+                yield
         finally:
             os.close(fd)
+
+    def _lock(self, fd: int, patience: float) -> None:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise RefusedError(
+                        f"Another run is changing a domain and holds {shown(self._folder)}; "
+                        "nothing was changed.",
+                        remedy="Wait for it to end.",
+                    ) from error
+            time.sleep(_POLL_SECONDS)
 
     def path(self, record: Record) -> str:
         """Where the old XML lies."""
@@ -154,9 +171,17 @@ class KeptXml:
 
     def finish(self, record: Record, *, after: str) -> None:
         """The change has happened: the XML of the one before is not needed any more."""
-        self._note(dataclasses.replace(record, stage="done", after=after, previous=None))
+        self._note(
+            dataclasses.replace(record, stage="done", after=after, previous=None, process="")
+        )
         if record.previous is not None:
             self._unlink(record.previous)
+
+    def begin_trial(self, record: Record, *, after: str, process: str) -> Record:
+        """The change has happened, and the guest has to show that it comes up with it."""
+        record = dataclasses.replace(record, stage="trial", after=after, process=process)
+        self._note(record)
+        return record
 
     def undo(self, record: Record) -> None:
         """The change has not happened."""
@@ -188,7 +213,10 @@ class KeptXml:
 def _record(fields: t.Any) -> Record:
     previous = fields.pop("previous", None)
     record = Record(**fields, previous=_record(previous) if previous else None)
-    texts = (record.stage, record.name, record.file, record.sha256, record.after)
+    texts = (
+        *(record.stage, record.name, record.file),
+        *(record.sha256, record.after, record.process),
+    )
     if not all(isinstance(text, str) for text in texts) or "/" in record.file:
         raise TypeError("It was changed by hand.")
     if not all(isinstance(name, str) for pair in record.renamed.items() for name in pair):

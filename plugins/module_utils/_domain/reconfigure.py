@@ -7,7 +7,11 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import compare, redefine
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import (
+    compare,
+    redefine,
+    xml,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import (
     Guest,
     Hypervisor,
@@ -27,10 +31,11 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signa
 KILLED = "A run that was killed had changed the configuration; its old XML is kept."
 
 
-def refuse_unfit(guest: Guest, doing: str) -> None:
+def refuse_unfit(guest: Guest, doing: str, *, may_run: bool = False) -> None:
     """Refuse to change the hardware of a guest that runs, or whose memory or past refer to it.
 
     :param doing: what is not done, such as ``its disks cannot be moved to another bus``.
+    :param may_run: it is shut down before.
     :raises RefusedError: nothing was changed.
     """
     name = guest.name
@@ -40,7 +45,11 @@ def refuse_unfit(guest: Guest, doing: str) -> None:
             "is transient and has no configuration that could be changed",
             f"Make it persistent first (virsh dumpxml {name}, then virsh define).",
         ),
-        (guest.is_active, "is not shut off", "Shut it down and run the task again."),
+        (
+            lambda: not may_run and guest.is_active(),
+            "is not shut off",
+            "Shut it down and run the task again.",
+        ),
         (
             guest.has_managed_save,
             "has its memory saved (managed save), which goes with the hardware that it has now",
@@ -70,7 +79,8 @@ class Left:
 
     :param record: None if there is nothing to bring back.
     :param stale: the record of a change that has not happened, or was taken back by hand.
-    :param killed: the change happened, and the run could not say so any more.
+    :param killed: the change happened, and the run could not say so any more, or not whether the
+        guest has come up with it.
     """
 
     record: Record | None = None
@@ -86,16 +96,16 @@ def look(store: KeptXml, now: str) -> Left:
     try:
         old_xml = store.old_xml(record)
     except NotFoundError:  # removed by hand: only who wants it back has to know
-        return Left(record=record, killed=record.stage == "begun")
+        return Left(record=record, killed=record.stage != "done")
     if compare.fingerprint(old_xml) == compare.fingerprint(now):
-        return Left(record=record.previous if record.stage == "begun" else None, stale=record)
-    return Left(record=record, killed=record.stage == "begun")
+        return Left(record=record.previous if record.stage != "done" else None, stale=record)
+    return Left(record=record, killed=record.stage != "done")
 
 
 def settle(store: KeptXml, left: Left, now: str) -> None:
     """Put the journal right after a run that was killed; the store is locked."""
     if left.stale is not None:
-        if left.stale.stage == "begun":
+        if left.stale.stage != "done":
             store.undo(left.stale)
         else:
             store.remove(left.stale)
@@ -111,14 +121,19 @@ def change(
     before: str,
     after: str,
     renamed: t.Mapping[str, str],
+    kept: str = "",
+    trial_by: str = "",
 ) -> Record:
     """Give a domain a new configuration and keep the old one; the store is locked.
 
+    :param before: the configured XML, secrets included, that the decision was made on.
+    :param kept: what is kept of it, if that is not the same: it may have a note of ours by now.
+    :param trial_by: the process that tries whether the guest comes up with it.
     :returns: the record of it.
     :raises ThinvirtError: the old configuration is in force.
     """
     refuse_unfit(guest, "its hardware cannot be changed")  # it may have been started meanwhile
-    record = store.begin(before, name=guest.name, renamed=renamed)
+    record = store.begin(kept or before, name=guest.name, renamed=renamed)
     with signals_wait():
         try:
             redefine.redefine(
@@ -136,7 +151,10 @@ def change(
                     remedy=error.remedy or "Look at what libvirt says about the new configuration.",
                 ) from error
             raise
-        store.finish(record, after=compare.fingerprint(guest.configured_xml(with_secrets=True)))
+        found = compare.fingerprint(guest.configured_xml(with_secrets=True))
+        if trial_by:
+            return store.begin_trial(record, after=found, process=trial_by)
+        store.finish(record, after=found)
     return record
 
 
@@ -151,11 +169,18 @@ def refuse_changed_since(guest: Guest, store: KeptXml, record: Record, now: str)
 
 
 def restore(
-    hypervisor: Hypervisor, guest: Guest, store: KeptXml, record: Record, *, now: str
+    hypervisor: Hypervisor,
+    guest: Guest,
+    store: KeptXml,
+    record: Record,
+    *,
+    now: str,
+    note: str = "",
 ) -> bool:
     """Bring the old configuration back; the store is locked.
 
     :param now: the configured XML, secrets included, that the decision was made on.
+    :param note: of the process that is to start the guest then; it stands in the configuration.
     :returns: whether libvirt prints it byte for byte as it did; if not, only in another order.
     :raises ThinvirtError: the configuration is as it was before this call.
     """
@@ -166,9 +191,9 @@ def restore(
             hypervisor,
             guest,
             before=now,
-            after=old,
+            after=xml.with_note(old, note) if note else old,
             is_as_wanted=lambda found: compare.fingerprint(found) == compare.fingerprint(old),
         )
         found = guest.configured_xml(with_secrets=True)
-        store.remove(record)
+        store.undo(record)
     return found == old

@@ -54,12 +54,12 @@ def shut_down_meanwhile(guest: Guest, *, timeout: int, expect_agent: bool) -> t.
         yield
     finally:
         with signals_wait():
-            _bring_back(guest)
+            bring_back(guest)
     if expect_agent:
         power.wait_for_agent(guest, timeout)
 
 
-def _bring_back(guest: Guest) -> None:
+def bring_back(guest: Guest) -> None:
     """Start the guest if it is off.
 
     :raises HypervisorError: it does not start, or libvirt does not answer any more.
@@ -162,7 +162,7 @@ def is_forgotten(domain: xml.Domain) -> bool:
     note = domain.restart_note
     if not note:
         return False
-    if _is_alive(note):
+    if is_alive(note):
         raise RefusedError(
             f"Another run (process {note.split()[0]}) has shut domain {domain.name} down for its "
             "work; nothing was changed.",
@@ -296,7 +296,8 @@ def me() -> str:
     return f"{pid} {_began(pid)}"
 
 
-def _is_alive(note: str) -> bool:
+def is_alive(note: str) -> bool:
+    """Whether the process that :func:`me` has named is at work."""
     pid, _blank, began = note.partition(" ")
     return pid.isdecimal() and bool(began) and _began(int(pid)) == began
 

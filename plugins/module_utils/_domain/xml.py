@@ -269,6 +269,24 @@ def note_element(process: str, *, saved: str = "") -> str:
     return str(etree.tostring(element, encoding="unicode"))
 
 
+def with_note(text: str, process: str) -> str:
+    """The XML with a note in its metadata, in the place of any other; see :func:`note_element`."""
+    tree = parse_tree(text)
+    metadata = tree.find("metadata")
+    if metadata is None:
+        metadata = etree.Element("metadata")
+        tree.insert(0, metadata)
+    for old in metadata.findall(f"{{{NOTE_NAMESPACE}}}restart"):
+        remove_child(metadata, old)
+    etree.SubElement(
+        metadata,
+        f"{{{NOTE_NAMESPACE}}}restart",
+        {"process": process},
+        nsmap={"thinvirt": NOTE_NAMESPACE},
+    )
+    return serialize(tree)
+
+
 def serialize(tree: t.Any) -> str:
     """The XML of a tree, comments around it included."""
     return str(etree.tostring(tree.getroottree(), encoding="unicode"))
