@@ -113,6 +113,17 @@ def move_disks(text: str, targets: t.Collection[str], bus: str) -> Moved:
     return Moved(serialize(tree), tuple(disks), tuple(places.added), orders)
 
 
+def settle_new(tree: t.Any, element: t.Any, bus: str) -> None:
+    """Give a disk or drive that was just put into the tree a name and a place.
+
+    :raises RefusedError: there is no room, or it can't work on that bus.
+    """
+    places = _Places(tree, bus, element)
+    slot = places.free()
+    element.find("target").set("dev", disk_bus_rules.free_target(tree, "", bus))
+    _put(element, slot)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Mover:
     """A disk on its way, and where it was."""
@@ -139,6 +150,19 @@ def _settle(tree: t.Any, mover: _Mover, bus: str, places: _Places) -> MovedDisk:
     dropped = disk_bus_rules.drop_unknown(
         element, bus_before=mover.bus, bus=bus, carried=tuple(carried)
     )
+    _put(element, slot)
+    return MovedDisk(
+        target_before=mover.target,
+        target=name,
+        bus_before=mover.bus,
+        bus=bus,
+        place="" if slot is None else f"{slot.controller}:{slot.bus}:0:{slot.unit}",
+        dropped=tuple(dropped),
+        carried=tuple(carried),
+    )
+
+
+def _put(element: t.Any, slot: Slot | None) -> None:
     if slot is not None:
         append_child(
             element,
@@ -151,15 +175,6 @@ def _settle(tree: t.Any, mover: _Mover, bus: str, places: _Places) -> MovedDisk:
                 "unit": str(slot.unit),
             },
         )
-    return MovedDisk(
-        target_before=mover.target,
-        target=name,
-        bus_before=mover.bus,
-        bus=bus,
-        place="" if slot is None else f"{slot.controller}:{slot.bus}:0:{slot.unit}",
-        dropped=tuple(dropped),
-        carried=tuple(carried),
-    )
 
 
 class _Places:
