@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The role's PowerShell is parsed by a real grammar.  **Nothing here runs it.**"""
+"""The roles' PowerShell is parsed by a real grammar.  **Nothing here runs it.**"""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import tree_sitter
 import tree_sitter_pwsh
 from windows_machine import ROLE
 
-FILES = sorted((ROLE / "files").glob("*.ps1"))
+ROLES = (ROLE, ROLE.parent / "virtio_scsi")
+FILES = sorted(path for role in ROLES for path in (role / "files").glob("*.ps1"))
 PARSER = tree_sitter.Parser(tree_sitter.Language(tree_sitter_pwsh.language()))
-#: What the role may start or call: all that changes nothing, and the three things that it changes.
+#: What the roles may start or call: all that changes nothing, and the four things that they change.
 ALLOWED = {
     "state.ps1": {
         "ConvertTo-Json",
@@ -33,6 +34,29 @@ ALLOWED = {
         "fsutil.exe",
     },
     "delete_notify.ps1": {"fsutil.exe"},
+    "boot_disk.ps1": {
+        "ConvertTo-Json",
+        "ForEach-Object",
+        "Get-CimInstance",
+        "Get-Disk",
+        "Get-Volume",
+        "Select-Object",
+        "Sort-Object",
+        "Where-Object",
+    },
+    "driver.ps1": {
+        "ConvertTo-Json",
+        "ForEach-Object",
+        "Get-Bound",
+        "Get-CimInstance",
+        "Get-DriverFolder",
+        "Get-ItemProperty",
+        "Get-Volume",
+        "Test-Bound",
+        "Test-Path",
+        "Where-Object",
+        "pnputil.exe",
+    },
     "retrim.ps1": {"ConvertTo-Json", "Get-Volume", "Optimize-Volume", "Where-Object"},
 }
 
@@ -95,3 +119,10 @@ def test_state_reads_of_fsutil_only():
     calls = [n.text.decode() for n in nodes(path.read_text()) if n.type == "command"]
     (fsutil,) = (call for call in calls if call.startswith("fsutil.exe"))
     assert fsutil == "fsutil.exe behavior query DisableDeleteNotify"
+
+
+def test_the_driver_is_added_and_nothing_else():
+    (path,) = (path for path in FILES if path.name == "driver.ps1")
+    calls = [n.text.decode() for n in nodes(path.read_text()) if n.type == "command"]
+    (pnputil,) = (call for call in calls if call.startswith("pnputil.exe"))
+    assert pnputil == "pnputil.exe /add-driver $inf /install"
