@@ -73,7 +73,8 @@ options:
       - After the trim, what the host holds for each disk is compared with what the guest's file
         systems on it use. If more than this is left over, and more than a tenth of the size of
         these file systems, it is reported under RV(domains[].untrimmed) and as the finding
-        C(untrimmed).
+        C(untrimmed). Whatever of the disk is outside of these file systems' own count, such as
+        tables, journals, LUKS headers, swap and other partitions, is taken for full.
       - It is what a guest looks like that trimmed before while the host dropped its discards. ext4
         remembers that until it is mounted anew.
     type: int
@@ -221,8 +222,13 @@ domains:
         used_bytes:
           description: What these file systems use.
           type: int
+        outside_bytes:
+          description:
+            - What of the disks these file systems do not count as theirs, such as journals, tables,
+              LUKS headers, swap and volumes that are not mounted. No trim frees it.
+          type: int
         excess_bytes:
-          description: The difference.
+          description: What is allocated beyond both.
           type: int
     findings:
       description:

@@ -138,6 +138,11 @@ class Guest(DiskJobs, BackupCalls):
         with translated(f"read the XML of domain {self.name}"):
             return t.cast(str, self._domain.XMLDesc(0))
 
+    def capacity_bytes(self, target: str) -> int:
+        """Size of a disk as the guest sees it."""
+        with _translated(f"read the size of disk {target} of domain {self.name}"):
+            return t.cast(int, self._domain.blockInfo(target)[0])
+
     def configured_xml(self, *, with_secrets: bool) -> str:
         """XML of the next start.
 

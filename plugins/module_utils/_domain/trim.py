@@ -239,17 +239,19 @@ def _trim(
 def _left_behind(outcome: Outcome, *, min_bytes: int) -> tuple[untrimmed.Untrimmed, ...]:
     """What a trim should have freed and has not; nothing where the agent does not tell."""
     dropped = {finding.disk for finding in outcome.findings}
-    allocated = {
-        disk.target: disk.allocated_after_bytes
-        for disk in outcome.disks
-        if disk.allocated_after_bytes is not None and disk.target not in dropped
-    }
     try:
+        held = {
+            disk.target: untrimmed.Held(
+                disk.allocated_after_bytes, outcome.guest.capacity_bytes(disk.target)
+            )
+            for disk in outcome.disks
+            if disk.allocated_after_bytes is not None and disk.target not in dropped
+        }
         answer = outcome.guest.agent("guest-get-fsinfo", {}, timeout=agent.PING_TIMEOUT)
         addresses = untrimmed.disk_addresses(outcome.guest.live_xml())
     except ThinvirtError:
         return ()
-    return untrimmed.find(allocated, untrimmed.parse_fsinfo(answer), addresses, min_bytes=min_bytes)
+    return untrimmed.find(held, untrimmed.parse_fsinfo(answer), addresses, min_bytes=min_bytes)
 
 
 def _paths(hypervisor: Hypervisor, live: xml.Domain) -> dict[str, str]:

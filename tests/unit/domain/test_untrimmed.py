@@ -60,10 +60,10 @@ def fs(name, used, *disks, mountpoint="/srv", total=10 * GIB, type_="ext4"):
     }
 
 
-def find(allocated, *answer, min_bytes=0):
-    return untrimmed.find(
-        allocated, untrimmed.parse_fsinfo(list(answer)), ADDRESSES, min_bytes=min_bytes
-    )
+def find(allocated, *answer, min_bytes=0, capacity=0):
+    disks = {target: untrimmed.Held(size, capacity) for target, size in allocated.items()}
+    systems = untrimmed.parse_fsinfo(list(answer))
+    return untrimmed.find(disks, systems, ADDRESSES, min_bytes=min_bytes)
 
 
 def test_addresses():
@@ -94,6 +94,21 @@ def test_what_is_left_behind():
 def test_the_threshold(excess, min_bytes, reported):
     answer = fs("vda", 2 * GIB, VIRTIO)
     assert bool(find({"vda": 2 * GIB + excess}, answer, min_bytes=min_bytes)) is reported
+
+
+def test_what_lies_beside_the_file_systems_may_be_full():
+    """ext4 in LUKS on 512 MiB, as Debian 12 makes it: 56 MiB of headers and tables, no file."""
+    luks = fs("dm-1", 0, scsi(0), total=425 * MIB)
+    assert find({"sda": 56 * MIB}, luks, capacity=512 * MIB) == ()
+    (one,) = find({"sda": 130 * MIB}, luks, capacity=512 * MIB)
+    assert (one.outside_bytes, one.excess_bytes) == (87 * MIB, 43 * MIB)
+    assert "87 MiB" in one.finding("web1").reason
+    # two disks of a volume group, and one that promises more than there is
+    two = fs("dm-0", 0, scsi(0), scsi(1), total=900 * MIB)
+    (one,) = find({"sda": 512 * MIB, "sdb": 0}, two, capacity=512 * MIB)
+    assert one.outside_bytes == 124 * MIB
+    (one,) = find({"sda": 512 * MIB}, fs("dm-2", 0, scsi(0), total=GIB), capacity=512 * MIB)
+    assert one.outside_bytes == 0
 
 
 def test_file_systems_of_a_disk_are_added_up():
