@@ -218,6 +218,15 @@ timer:
       description: The argument lists that the service runs.
       type: list
       elements: list
+    needs_reload:
+      description: Whether their files have changed since systemd read them.
+      type: bool
+    own_conf:
+      description: The role's drop-in of the timer; empty if there is none.
+      type: str
+    own_service_conf:
+      description: The role's drop-in of the service; empty if there is none.
+      type: str
     only_fstab:
       description: Whether the service leaves out mounts that are not in fstab.
       type: bool
@@ -272,6 +281,9 @@ agent:
       type: bool
     running:
       description: Whether it runs.
+      type: bool
+    enabled:
+      description: Whether systemd starts it after a reboot; V(null) without systemd.
       type: bool
 selinux:
   description: What SELinux lets the agent do.

@@ -46,7 +46,9 @@ _SCRIPTS = ("/etc/cron.hourly/*", "/etc/cron.daily/*", "/etc/cron.weekly/*", "/e
 _PERIODIC = ("/etc/periodic/*/*",)
 #: More files than any sane guest has in these places.
 MAX_CRON_FILES = 500
-_TIMEOUT = 60
+#: Drop-ins that the role writes.
+_OWN_CONF = "/etc/systemd/system/fstrim.timer.d/thinvirt.conf"
+_OWN_SERVICE_CONF = "/etc/systemd/system/fstrim.service.d/thinvirt.conf"
 
 
 def guest_state(*, with_initramfs: bool = True) -> GuestState:
@@ -57,6 +59,7 @@ def guest_state(*, with_initramfs: bool = True) -> GuestState:
     :raises ThinvirtError: what lsblk or the kernel prints is not understood.
     """
     kernel = os.uname().release
+    with_systemd = os.path.isdir("/run/systemd/system")  # sd_booted(3)
     columns = ",".join(stack.COLUMNS)
     lsblk = process.find_program("lsblk", package="util-linux")
     # Not --all: devices without a size are nothing that a file system lies on.
@@ -68,10 +71,11 @@ def guest_state(*, with_initramfs: bool = True) -> GuestState:
         file_systems=_with_figures(mounted(mounts, devices, names=_names(mounts))),
         fstab=tables.parse_fstab(read_text("/etc/fstab", missing="")),
         crypttab=tables.parse_crypttab(read_text("/etc/crypttab", missing="")),
-        timer=_timer(),
+        timer=_timer() if with_systemd else None,
         cron_jobs=_cron_jobs(),
         agent_installed=any(os.path.exists(path) for path in _AGENTS),
         agent_running=_runs("qemu-ga"),
+        agent_enabled=_agent_enabled() if with_systemd else None,
         selinux_enforcing=read_text("/sys/fs/selinux/enforce", missing="0").strip() == "1",
         selinux_agent=_selinux_boolean(read_text(_SELINUX_BOOLEAN, missing="")),
         initramfs=initramfs.examine(kernel) if with_initramfs else initramfs.unknown(),
@@ -149,14 +153,26 @@ def _with_figure(system: MountedFileSystem) -> MountedFileSystem:
     )
 
 
-def _timer() -> Timer | None:
-    if not os.path.isdir("/run/systemd/system"):
-        return None  # sd_booted(3)
+def _systemctl_show(unit: str, properties: str) -> str:
     systemctl = process.find_program("systemctl", package="systemd")
+    return output_of([systemctl, "show", unit, f"--property={properties}"])
+
+
+def _timer() -> Timer:
     names = "LoadState,UnitFileState,ActiveState,TimersCalendar,RandomizedDelayUSec"
-    timer = output_of([systemctl, "show", "fstrim.timer", f"--property={names}"])
-    service = output_of([systemctl, "show", "fstrim.service", "--property=ExecStart"])
-    return parse_timer(timer, service)
+    timer = _systemctl_show("fstrim.timer", f"{names},NeedDaemonReload")
+    service = _systemctl_show("fstrim.service", "ExecStart,NeedDaemonReload")
+    return dataclasses.replace(
+        parse_timer(timer, service),
+        own_conf=read_text(_OWN_CONF, missing=""),
+        own_service_conf=read_text(_OWN_SERVICE_CONF, missing=""),
+    )
+
+
+def _agent_enabled() -> bool:
+    """Debian's unit is static: udev starts it with the virtio port."""
+    state = _systemctl_show("qemu-guest-agent.service", "UnitFileState")
+    return state.strip().partition("=")[2] in ("enabled", "static")
 
 
 def parse_timer(timer: str, service: str) -> Timer:
@@ -173,6 +189,7 @@ def parse_timer(timer: str, service: str) -> Timer:
         calendar=tuple(calendar),
         delay_seconds=_seconds(values.get("RandomizedDelayUSec", "")),
         command=tuple(tuple(command.split()) for command in commands),
+        needs_reload="NeedDaemonReload=yes" in (*timer.splitlines(), *service.splitlines()),
     )
 
 

@@ -40,6 +40,9 @@ class Timer:
 
     :param enablement: such as ``enabled``, ``disabled``, ``masked``; empty if there is no timer.
     :param command: the argument lists that the service runs, one after the other.
+    :param needs_reload: their files have changed since systemd read them.
+    :param own_conf: text of the role's drop-in of the timer, empty if there is none.
+    :param own_service_conf: the same of the service.
     """
 
     enablement: str = ""
@@ -47,6 +50,9 @@ class Timer:
     calendar: tuple[str, ...] = ()
     delay_seconds: int | None = None
     command: tuple[tuple[str, ...], ...] = ()
+    needs_reload: bool = False
+    own_conf: str = ""
+    own_service_conf: str = ""
 
     @property
     def runs(self) -> bool:
@@ -72,6 +78,7 @@ class GuestState:
     """All that was read.
 
     :param timer: None where systemd is not what runs the system.
+    :param agent_enabled: systemd starts the agent by itself; None without systemd.
     :param hardware_max_bytes: of each disk, the largest discard that the hardware takes.
     :param selinux_enforcing: SELinux is there and enforces.
     :param selinux_agent: the boolean that the agent's trim needs; None if the policy lacks it.
@@ -86,6 +93,7 @@ class GuestState:
     cron_jobs: tuple[CronJob, ...] = ()
     agent_installed: bool = False
     agent_running: bool = False
+    agent_enabled: bool | None = None
     selinux_enforcing: bool = False
     selinux_agent: bool | None = None
     initramfs: Initramfs = Initramfs()

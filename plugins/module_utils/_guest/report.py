@@ -28,7 +28,11 @@ def result(state: GuestState, findings: t.Sequence[Finding]) -> dict[str, t.Any]
         "cron_jobs": [dataclasses.asdict(job) for job in state.cron_jobs],
         "crypttab": _crypttab(state),
         "fstab_notrim": [entry.mount_point for entry in state.fstab if entry.notrim],
-        "agent": {"installed": state.agent_installed, "running": state.agent_running},
+        "agent": {
+            "installed": state.agent_installed,
+            "running": state.agent_running,
+            "enabled": state.agent_enabled,
+        },
         "selinux": {
             "enforcing": state.selinux_enforcing,
             "agent_may_trim": state.selinux_agent,

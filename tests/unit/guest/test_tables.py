@@ -112,6 +112,14 @@ def test_timer():
     )
 
 
+def test_files_that_systemd_has_not_read_yet():
+    """Either unit's; as after a run that was ended between the file and the reload."""
+    changed, unchanged = "\nNeedDaemonReload=yes\n", "\nNeedDaemonReload=no\n"
+    assert collect.parse_timer(TIMER + changed, SERVICE + unchanged).needs_reload
+    assert collect.parse_timer(TIMER + unchanged, SERVICE + changed).needs_reload
+    assert not collect.parse_timer(TIMER + unchanged, SERVICE + unchanged).needs_reload
+
+
 @pytest.mark.parametrize(
     ("text", "enablement"),
     [
