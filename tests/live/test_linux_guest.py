@@ -20,6 +20,18 @@ from lab import Disk, GuestSpec
 MIB = 1 << 20
 NAME = "lg-kinds"
 WASTE_MIB = 64
+# More than its tables, which may be allocated and are not in what a file system counts.
+VOID_MIB = 192
+WASTE = """
+import os, sys
+block = os.urandom(1 << 20)
+with open(sys.argv[1], "wb") as file:
+    for number in range(int(sys.argv[2])):
+        file.write(block)
+    os.fsync(file.fileno())
+os.unlink(sys.argv[1])
+os.sync()
+"""
 # Target and serial of each disk, and where its file system is mounted.
 DISKS = {
     "sdb": ("xfs", "/mnt/xfs"),
@@ -69,6 +81,8 @@ mount "$(disk btrfs)" /mnt/btrfs
 systemctl mask fstrim.timer
 printf '#!/bin/sh\\n# ours\\nfstrim -av\\n' >/etc/cron.weekly/trim
 sed -i s/virtio_scsi// /usr/share/initramfs-tools/modules.d/lab
+# they copy what other roots need, for minutes under TCG
+find /usr/share/initramfs-tools/hooks -type f ! -name kmod -exec chmod -x {} +
 mkdir -p /tmp/i/usr/lib/modules
 touch /tmp/i/usr/lib/modules/virtio_blk.ko
 cd /tmp/i
@@ -118,7 +132,7 @@ class Run:
         ]
         self.changed = {name for name, result in results if result["changed"]}
         self.calls = [result for name, result in results if name == TRIM]
-        (last,) = [result for name, result in results if name == "See what is left"]
+        last = [result for name, result in results if "findings" in result][-1]
         self.findings = {finding["id"] for finding in last["findings"]}
 
 
@@ -164,15 +178,11 @@ def shell(guest, script, timeout=120):
     return guest.run("/bin/sh", "-c", script, timeout=timeout).stdout
 
 
-def waste(guest, *targets):
+def waste(guest, *targets, mib=WASTE_MIB):
     """Write files and delete them: their blocks stay allocated on the host; returns them all."""
     for target in targets:
         path = f"{FOLDERS[target]}/waste"
-        guest.run(
-            "dd", "if=/dev/urandom", f"of={path}", "bs=1M", f"count={WASTE_MIB}", "conv=fsync"
-        )
-        guest.run("rm", path)
-    guest.run("sync")
+        guest.run("/usr/bin/python3", "-c", WASTE, path, str(mib), timeout=180)
     return blocks(guest)
 
 
@@ -253,7 +263,8 @@ def test_luks_passes_discards_once_it_is_opened_anew(guest):
 
 def test_a_guest_that_trimmed_into_the_void(lab, guest, apply, tmp_path):
     """It is also the second run: nothing but this is changed."""
-    before = waste(guest, "sdf")
+    before = waste(guest, "sdf", mib=VOID_MIB)
+    unchanged = settings(guest)
     assert "0 B" not in guest.run("fstrim", "-v", "/mnt/void").stdout
     assert freed_mib(guest, before)["sdf"] < 1
     let_discards_through(lab, guest, tmp_path)
@@ -267,13 +278,14 @@ def test_a_guest_that_trimmed_into_the_void(lab, guest, apply, tmp_path):
         linux_guest_untrimmed_min_bytes=16 * MIB,
     )
     first, second = [call["domains"][0] for call in run.calls]
-    (left,) = [one for one in first["untrimmed"] if one["targets"] == ["sdf"]]
-    assert left["mount_points"] == ["/mnt/void"]
+    (left,) = first["untrimmed"]
+    assert (left["targets"], left["mount_points"]) == (["sdf"], ["/mnt/void"])
     assert abs(left["allocated_bytes"] - before["sdf"]) < MIB
-    assert [one for one in second["untrimmed"] if one["targets"] == ["sdf"]] == []
-    assert freed_mib(guest, before)["sdf"] > 0.9 * WASTE_MIB
+    assert second["untrimmed"] == []
+    assert freed_mib(guest, before)["sdf"] > 0.9 * VOID_MIB
     assert "/mnt/void ext4 rw,relatime" in shell(guest, "cat /proc/mounts")
     assert run.changed <= {TRIM, "Mount the file systems anew"}
+    assert settings(guest) == unchanged
     assert run.findings == {"guest-mount-nodiscard"}
 
 
