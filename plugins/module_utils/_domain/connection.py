@@ -140,7 +140,7 @@ class Guest(DiskJobs, BackupCalls):
 
     def capacity_bytes(self, target: str) -> int:
         """Size of a disk as the guest sees it."""
-        with _translated(f"read the size of disk {target} of domain {self.name}"):
+        with translated(f"read the size of disk {target} of domain {self.name}"):
             return t.cast(int, self._domain.blockInfo(target)[0])
 
     def configured_xml(self, *, with_secrets: bool) -> str:
