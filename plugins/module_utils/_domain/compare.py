@@ -17,6 +17,8 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.xml import (
     parse_tree,
 )
 
+#: Controllers that libvirt adds by itself, for what hangs on them.
+_ADDED = ("pci", "ide", "sata")
 Form = tuple[str, tuple[tuple[str, str], ...], str, tuple[t.Any, ...]]
 
 
@@ -40,7 +42,7 @@ def is_kept(given: str, found: str) -> bool:
         left.remove(match)
     return all(
         not isinstance(device.tag, str)
-        or (device.tag == "controller" and device.get("type") == "pci")
+        or (device.tag == "controller" and device.get("type") in _ADDED)
         for device in left
     )
 

@@ -84,6 +84,7 @@ class Outcome:
     changes: tuple[Change, ...] = ()
     done: restart.Done = dataclasses.field(default_factory=restart.Done)
     written: bool = False
+    defined: bool = False
     removed: bool = False
     cycle: bool = False
     error: ThinvirtError | None = None
@@ -205,7 +206,7 @@ def carry_out(hypervisor: Hypervisor, outcome: Outcome, request: Request) -> Non
                     after=outcome.after,
                     is_as_wanted=lambda found: compare.is_kept(outcome.after, found),
                 )
-                outcome.written = True
+                outcome.written = outcome.defined = True
         if outcome.cycle:
             restart.power_cycle(
                 outcome.guest,
@@ -220,6 +221,9 @@ def carry_out(hypervisor: Hypervisor, outcome: Outcome, request: Request) -> Non
         raise
     except ThinvirtError as error:
         outcome.error = error
+        if outcome.make and not outcome.defined:
+            _remove(outcome.file)
+            outcome.written = False
 
 
 def _file_name(hypervisor: Hypervisor, configured: xml.Domain, request: Request) -> str:

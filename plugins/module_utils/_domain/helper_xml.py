@@ -85,7 +85,7 @@ def with_devices(text: str, *, disk: str, iso: str) -> str:
     for controller in tree.findall("devices/controller[@type='scsi']"):
         if controller not in known:
             append_child(controller, "alias", {"name": _CONTROLLER})
-    if boot.first_devices(tree) != firsts:
+    if firsts and boot.first_devices(tree) != firsts:
         boot.spell_out(tree, firsts)
     return serialize(tree)
 

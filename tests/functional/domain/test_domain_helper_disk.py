@@ -160,3 +160,25 @@ def test_refusals(lab, tmp_path, helper):
     assert not (tmp_path / "h-win-thinvirt-helper.img").exists()
     lab.virsh("snapshot-delete", "h-win", "old", "--metadata")
     assert "thinvirt" not in dump(lab)
+
+
+def test_a_machine_without_an_ide_controller(lab, tmp_path, helper):
+    """libvirt adds the controller of the machine that the CD drive hangs on."""
+    tree = ET.fromstring(dump(lab))
+    devices = tree.find("devices")
+    devices.remove(devices.find("disk[@device='cdrom']"))
+    devices.remove(devices.find("controller[@type='ide']"))
+    target = devices.find("disk/target")
+    target.set("dev", "vda")
+    target.set("bus", "virtio")
+    devices.find("disk").remove(devices.find("disk/address"))
+    (tmp_path / "d.xml").write_text(ET.tostring(tree, encoding="unicode"))
+    lab.virsh("define", str(tmp_path / "d.xml"))
+    iso = str(tmp_path / "virtio-win.iso")
+    assert "type='ide'" not in dump(lab)
+    result = helper(iso=iso)
+    assert not result["failed"], result["msg"]
+    assert {bus for bus, _device, _file in disks(lab).values()} == {"ide", "scsi", "virtio"}
+    assert not helper(iso=iso)["changed"]
+    assert not helper(state="absent")["failed"]
+    assert list(disks(lab)) == ["vda"]
