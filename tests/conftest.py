@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 from collections.abc import Iterator
@@ -75,8 +76,11 @@ def lab() -> Iterator[Lab]:
 
 
 def _clean_after_killed_sessions() -> None:
-    for state in LABS.glob("pytest-*"):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(int(state.name.removeprefix("pytest-")), 0)
-            continue
-        Lab(state).clean()
+    LABS.mkdir(parents=True, exist_ok=True)
+    with (LABS / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several workers begin at once
+        for state in LABS.glob("pytest-*"):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(int(state.name.removeprefix("pytest-")), 0)
+                continue
+            Lab(state).clean()
