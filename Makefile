@@ -10,8 +10,8 @@ MAKEFLAGS += --no-print-directory
 export PYTHON ?= /usr/bin/python3
 # Arguments for pytest, such as: make unit ARGS='-k header -x'
 ARGS ?=
-# Half of the time a test waits, for a guest or a disk.
-SIDE_BY_SIDE := --numprocesses=2 --dist=loadgroup --no-loadscope-reorder
+# Half of the time a test waits, for a guest or a disk. A file's tests share what they build.
+SIDE_BY_SIDE := --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 RUN := . tools/env.sh;
 SCRIPTS := tools/setup tools/sanity tools/env.sh $(wildcard tools/lab/*.sh) .ci/run
 

@@ -26,20 +26,11 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what lies in tests/live, and let it begin first: it takes longest.
-
-    With several workers a file's tests stay together, as they share what they built; only
-    Molecule's scenarios are whole worlds each.
-    """
+    """Mark what lies in tests/live, and let it begin first: it takes longest."""
     for item in items:
-        group = str(item.path)
         if LIVE in item.path.parents:
             item.add_marker("live")
-            if item.path.name == "test_molecule.py":
-                group = item.nodeid
-        item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: LIVE not in item.path.parents)
 
 
