@@ -154,10 +154,17 @@ def raw_image(path: Path, *, data_mib: int = 16, zeros_mib: int = 24, tail: int 
     return path
 
 
-def start(*paths: object, prefix: t.Sequence[str] = (), **parameters: t.Any) -> subprocess.Popen:
-    """Start the module and do not wait for it; its answer is on its standard output."""
-    given = {"uri": "", "min_free_bytes": 0, "paths": list(map(str, paths)), **parameters}
-    return start_module("image_compact", prefix=prefix, **given)
+def start(
+    *paths: object,
+    module: str = "image_compact",
+    prefix: t.Sequence[str] = (),
+    **parameters: t.Any,
+) -> subprocess.Popen:
+    """Start a module and do not wait for it; its answer is on its standard output."""
+    given = {"uri": "", "min_free_bytes": 0, **parameters}
+    if paths:
+        given["paths"] = list(map(str, paths))
+    return start_module(module, prefix=prefix, **given)
 
 
 def start_module(

@@ -20,6 +20,11 @@ from pathlib import Path
 import pytest
 from lab import Disk, GuestSpec, LabError
 
+#: Minutes each. Nobody has had the machine for long enough to see them pass; that is a gap.
+NOT_SEEN_TO_PASS = pytest.mark.skipif(
+    os.environ.get("THINVIRT_STORM") != "full", reason="minutes, not seen to pass yet: make storm"
+)
+
 MIB = 1 << 20
 GIB = 1 << 30
 SLOW_BYTES_PER_SECOND = 8 * MIB
@@ -218,6 +223,8 @@ def test_check_mode_writes_nothing(world):
     assert allocated(world.thick) - start < MIB
 
 
+@pytest.mark.storm
+@NOT_SEEN_TO_PASS
 def test_the_budget_is_respected_as_the_host_sees_it(world):
     start, free = allocated(world.thick), world.free("/thick")
     with highest(world.thick) as peak:
@@ -229,6 +236,8 @@ def test_the_budget_is_respected_as_the_host_sees_it(world):
     assert world.free("/thick") == free
 
 
+@pytest.mark.storm
+@NOT_SEEN_TO_PASS
 def test_a_second_filler_is_refused_and_a_killed_one_leaves_nothing(world):
     free = world.free("/thick")
     with world.slow():
@@ -243,6 +252,8 @@ def test_a_second_filler_is_refused_and_a_killed_one_leaves_nothing(world):
     assert world.guest.run("ls", "-A", "/thick").stdout == ""
 
 
+@pytest.mark.storm
+@NOT_SEEN_TO_PASS
 def test_the_role_stops_before_the_host_is_full(world):
     """Somebody else takes 5 GiB of the host while the guest fills."""
     free = world.free("/thick")
@@ -280,6 +291,8 @@ def assert_no_filler(world: World) -> None:
     world.guest.run("flock", "-n", "/run/thinvirt-zero-fill.lock", "true")
 
 
+@pytest.mark.storm
+@NOT_SEEN_TO_PASS
 def test_an_agent_that_dies_takes_the_filler_with_it(world):
     free = world.free("/thick")
     with world.slow():
@@ -296,6 +309,8 @@ def test_an_agent_that_dies_takes_the_filler_with_it(world):
     wait_for(lambda: world.free("/thick") == free, seconds=60)
 
 
+@pytest.mark.storm
+@NOT_SEEN_TO_PASS
 def test_save_restore_has_zeros_become_holes_without_a_reboot(world):
     """The last one, as the thick disk is not thick afterwards."""
     booted = world.guest.run("cat", "/proc/sys/kernel/random/boot_id").stdout
