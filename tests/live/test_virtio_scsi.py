@@ -23,6 +23,10 @@ from lab.image import guest_image
 from support import _RUN, assert_explains, run_module
 
 GOOD, BAD = "vs-good", "vs-bad"
+#: Minutes. Nobody has had the machine for long enough to see it pass; that is a gap.
+NOT_SEEN_TO_PASS = pytest.mark.skipif(
+    os.environ.get("THINVIRT_STORM") != "full", reason="minutes, not seen to pass yet: make storm"
+)
 #: An initial RAM disk that names the driver: what the guest itself would boot by.
 SETUP = """
 set -eu
@@ -247,6 +251,8 @@ def killed_and_recovered(lab, name, state_dir):
     return run_module("domain_disk_bus", state="recovered", boot_timeout=20, patience=300, **common)
 
 
+@pytest.mark.storm
+@NOT_SEEN_TO_PASS
 def test_windows_stages_and_a_killed_run(lab, guests, playbook, tmp_path):
     """The one guest plays Windows, meanwhile a run that moves the other one is killed."""
     good, bad = guests[GOOD], guests[BAD]
