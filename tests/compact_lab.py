@@ -168,11 +168,11 @@ def start(
 
 
 def start_module(
-    name: str, *, prefix: t.Sequence[str] = (), **arguments: t.Any
+    module: str, /, *, prefix: t.Sequence[str] = (), **arguments: t.Any
 ) -> subprocess.Popen:
     """Start any module, as :func:`start` does."""
     process = subprocess.Popen(
-        [*prefix, sys.executable, "-c", _RUN, name],
+        [*prefix, sys.executable, "-c", _RUN, module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -194,7 +194,7 @@ def answer(process: subprocess.Popen, *, patience: float = 60) -> dict[str, t.An
     return t.cast("dict[str, t.Any]", result)
 
 
-def wait_for(condition: t.Callable[[], t.Any], *, seconds: float = 20) -> t.Any:
+def wait_for(condition: t.Callable[[], t.Any], *, seconds: float = 120) -> t.Any:
     """Wait until something is so, and return it."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

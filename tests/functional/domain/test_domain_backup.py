@@ -147,7 +147,7 @@ def test_a_version_that_is_read_is_not_removed(lab, paused, folder):
     first = entry(backup(lab, folder, guest.name))["version"]
     with open(Path(first, "vdb.qcow2"), "rb"):
         result = backup(lab, folder, guest.name, keep=1)
-    assert_explains(result, f"is read by pytest ({os.getpid()})", "was not removed")
+    assert_explains(result, "is read by", f"({os.getpid()})", "was not removed")
     assert len(versions(folder, guest.name)) == 2
     assert_whole(first)
     assert entry(backup(lab, folder, guest.name, keep=1))["removed"] != []
