@@ -28,7 +28,10 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     RefusedError,
     ThinvirtError,
 )
-from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import sync_folder
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.durable import (
+    sync_folder,
+    write_whole,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
 
 _MAX_BYTES = 16 << 20
@@ -161,7 +164,7 @@ class KeptXml:
             renamed=dict(renamed),
             previous=self.read(),
         )
-        _write(self.path(record), old_xml)
+        write_whole(self.path(record), old_xml)
         try:
             self._note(record)
         except ThinvirtError:
@@ -207,7 +210,7 @@ class KeptXml:
             os.unlink(self.path(record))
 
     def _note(self, record: Record) -> None:
-        _write(self._stem + ".json", json.dumps(dataclasses.asdict(record), indent=2) + "\n")
+        write_whole(self._stem + ".json", json.dumps(dataclasses.asdict(record), indent=2) + "\n")
 
 
 def _record(fields: t.Any) -> Record:
@@ -232,25 +235,6 @@ def _read(path: str) -> str:
             raise _foreign(path)
         _refuse_foreign(status, path)
         return file.read(_MAX_BYTES)
-
-
-def _write(path: str, text: str) -> None:
-    """Write a file for the owner alone, whole or not at all."""
-    temp = f"{path}.tmp"
-    try:
-        with contextlib.suppress(FileNotFoundError):  # a killed run's
-            os.unlink(temp)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(temp, flags, 0o600), "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temp, path)
-        sync_folder(os.path.dirname(path))
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temp)
-        raise failure(path, "written", error) from error
 
 
 def _refuse_foreign(status: os.stat_result, path: str) -> None:

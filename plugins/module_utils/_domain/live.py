@@ -66,7 +66,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
     Record,
     open_journal,
     overlay_name,
-    sync_folder,
     temp_name,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import (
@@ -84,6 +83,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import
     verified_copy,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_wait
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.durable import sync_folder
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
 
 

@@ -39,7 +39,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
     Record,
     is_temp_name,
     overlaid,
-    sync_folder,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import probe_locks
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_argv import (
@@ -56,6 +55,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import (
     StoppedError,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.durable import sync_folder
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
 
 #: For a job of a run that was killed to end.

@@ -38,12 +38,10 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.attributes imp
     copy_attributes,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.files import open_image
-from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import (
-    sync_folder,
-)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import Stages
 from ansible_collections.thinvirt.kvm.plugins.module_utils._plan import Change
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_wait
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.durable import sync_folder
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
 
 _MAX_NVRAM_BYTES = 64 << 20

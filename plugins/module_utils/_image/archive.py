@@ -33,7 +33,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.archive_manife
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import (
     open_journal,
     peek,
-    sync_folder,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import (
     find_holders,
@@ -44,6 +43,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import (
     signals_wait,
     stop_if_asked,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.durable import sync_folder
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.folders import (
     make_private,
     refuse_foreign,

@@ -25,6 +25,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     RefusedError,
     ThinvirtError,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.durable import sync_folder
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
 
 #: A journal has a few lines of some hundred bytes; no more than this is read of one.
@@ -337,15 +338,3 @@ def _last_record(data: bytes) -> Record | None:
         except (ValueError, TypeError, KeyError):
             continue
     return None
-
-
-def sync_folder(folder: str) -> None:
-    """Have the names in a folder on the disk before going on.
-
-    :raises OSError: the folder can't be opened, or the disk fails.
-    """
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -19,7 +19,10 @@ import typing as t
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import (
     Identity,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.durable import (
     sync_folder,
+    write_whole,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure
 
@@ -105,24 +108,7 @@ def write_manifest(copy: str, manifest: Manifest) -> None:
 
     :raises ThinvirtError: it can't be written.
     """
-    path = copy + SUFFIX
-    temp = f"{path}.tmp"
-    text = json.dumps(dataclasses.asdict(manifest), indent=2) + "\n"
-    try:
-        # What a killed run has left, or somebody else has put there to be written to.
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temp)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(temp, flags, 0o600), "w", encoding="ascii") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temp, path)
-        sync_folder(os.path.dirname(path))
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temp)
-        raise failure(path, "written", error) from error
+    write_whole(copy + SUFFIX, json.dumps(dataclasses.asdict(manifest), indent=2) + "\n")
 
 
 def remove_orphan(copy: str) -> None:

@@ -19,7 +19,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
     is_temp_name,
     overlaid,
     peek,
-    sync_folder,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import (
     find_holders,
@@ -30,6 +29,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import
     identity_at,
     remove_name,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.durable import sync_folder
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
 
 

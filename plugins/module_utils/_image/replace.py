@@ -29,7 +29,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
     Identity,
     Journal,
     Record,
-    sync_folder,
     temp_name,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import (
@@ -47,6 +46,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import (
     signals_wait,
     stop_if_asked,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.durable import sync_folder
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.extents import (
     FileUsage,
     file_usage,
