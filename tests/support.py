@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import typing as t
+from pathlib import Path
 
 #: A prefix: root that has to heed the modes of files, as others have to.  Another user might not
 #: even get to the checkout.
@@ -49,6 +51,32 @@ def run_module(
     result = json.loads(process.stdout)
     assert (process.returncode != 0) is result.setdefault("failed", False)
     return t.cast("dict[str, t.Any]", result)
+
+
+def run_playbook(
+    folder: Path,
+    playbook: str | Path,
+    inventory: dict[str, t.Any],
+    *options: str,
+    callback: str = "ansible.builtin.default",
+    patience: int = 120,
+) -> subprocess.CompletedProcess[str]:
+    """Run a playbook, by its name or its file, with this inventory; the folder is for its files.
+
+    :param callback: how Ansible prints what it does; ``ansible.posix.json`` for programs.
+    :param patience: seconds.
+    """
+    (folder / "inventory.json").write_text(json.dumps(inventory))
+    return subprocess.run(
+        ["ansible-playbook", "-i", "inventory.json", *options, playbook],
+        cwd=folder,
+        env=os.environ | {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_STDOUT_CALLBACK": callback},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=patience,
+        check=False,
+    )
 
 
 def assert_explains(result: dict[str, t.Any], *words: str) -> None:

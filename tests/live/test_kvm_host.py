@@ -7,13 +7,11 @@ The guest has no network, so nothing can be installed there; it is reached throu
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
 
 import pytest
 from lab import GuestSpec
+from support import run_playbook
 
 PLAY = """
 - hosts: all
@@ -35,17 +33,8 @@ def host(lab):
 def apply(tmp_path, variables, *options) -> int:
     """Apply the role; how many tasks changed something."""
     inventory = {"all": {"hosts": {"hypervisor": variables}}}
-    (tmp_path / "inventory.json").write_text(json.dumps(inventory))
     (tmp_path / "play.yml").write_text(PLAY)
-    done = subprocess.run(
-        ["ansible-playbook", "-i", tmp_path / "inventory.json", *options, tmp_path / "play.yml"],
-        env=os.environ | {"ANSIBLE_NOCOLOR": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = run_playbook(tmp_path, "play.yml", inventory, *options, patience=300)
     assert done.returncode == 0, done.stdout
     return int(re.search(r"changed=(\d+)", done.stdout)[1])
 

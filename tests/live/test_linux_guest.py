@@ -12,10 +12,10 @@ import functools
 import json
 import os
 import re
-import subprocess
 
 import pytest
 from lab import Disk, GuestSpec
+from support import run_playbook
 
 MIB = 1 << 20
 NAME = "lg-kinds"
@@ -150,17 +150,9 @@ def apply_role(lab, guest, folder, *options, **variables):
     }
     h1 = {"ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3"}
     inventory = {"guests": {"hosts": {"g1": g1}}, "kvm_hosts": {"hosts": {"h1": h1}}}
-    (folder / "inventory.json").write_text(json.dumps(inventory))
     (folder / "play.yml").write_text(PLAY)
-    done = subprocess.run(
-        ["ansible-playbook", "-i", folder / "inventory.json", *options, folder / "play.yml"],
-        env=os.environ | {"ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    json_output = "ansible.posix.json"
+    done = run_playbook(folder, "play.yml", inventory, *options, callback=json_output, patience=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return Run(json.loads(done.stdout))
 

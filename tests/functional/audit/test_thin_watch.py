@@ -10,14 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
 import threading
 import time
 
 import pytest
 from host_xml import disk, domain, host
 from image_lab import create, qemu_io, run
-from support import assert_explains, run_module
+from support import assert_explains, run_module, run_playbook
 
 MIB = 1 << 20
 PLAY = """
@@ -127,19 +126,9 @@ def play(tmp_path, uri, guests, *options, **variables):
     inventory = {"kvm_hosts": {"hosts": {"hypervisor": local}}, "guests": {"hosts": members}}
     windows = {name: {} for name in guests if name.startswith("windows")}
     inventory["kvm_windows_guests"] = {"hosts": windows}
-    (tmp_path / "inventory.json").write_text(json.dumps(inventory))
     (tmp_path / "play.yml").write_text(PLAY)
     given = {"zero_fill_uri": uri} | {f"zero_fill_{key}": v for key, v in variables.items()}
-    done = subprocess.run(
-        ["ansible-playbook", "-i", "inventory.json", "-e", json.dumps(given), *options, "play.yml"],
-        cwd=tmp_path,
-        env=os.environ | {"ANSIBLE_NOCOLOR": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_playbook(tmp_path, "play.yml", inventory, "-e", json.dumps(given), *options)
     return done.returncode, " ".join(done.stdout.split())
 
 

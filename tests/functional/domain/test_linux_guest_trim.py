@@ -9,10 +9,9 @@ frees something is in tests/live.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 
 import pytest
+from support import run_playbook
 
 TRIM = "Trim the guests of a hypervisor and measure there"
 DOMAIN = (
@@ -55,17 +54,8 @@ def run(tmp_path):
             "kvm_hosts": {"hosts": {"h1": local, "h2": local}},
             "kvm_linux_guests": {"hosts": {n: {**away, **uri, **v} for n, v in guests.items()}},
         }
-        (tmp_path / "inventory.json").write_text(json.dumps(inventory))
         (tmp_path / "play.yml").write_text(PLAY.format(serial=serial, ignore=ignore))
-        done = subprocess.run(
-            ["ansible-playbook", "-i", tmp_path / "inventory.json", tmp_path / "play.yml"],
-            env=os.environ | {"ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        done = run_playbook(tmp_path, "play.yml", inventory, callback="ansible.posix.json")
         tasks = [t for play in json.loads(done.stdout)["plays"] for t in play["tasks"]]
         calls, ends = [], {}
         for task in tasks:

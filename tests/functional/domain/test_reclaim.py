@@ -5,11 +5,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 
 import pytest
 from lab import Disk, GuestSpec
+from support import run_playbook
 
 NAME = "t-reclaim"
 
@@ -47,25 +46,9 @@ def test_a_guest_that_was_filled_need_not_trim(lab, mute, tmp_path, filled, ok):
         "kvm_hosts": {"hosts": {"hypervisor": hypervisor}},
         "kvm_linux_guests": {"hosts": {"member": member}},
     }
-    (tmp_path / "inventory.json").write_text(json.dumps(inventory))
     given = {"thinvirt_uri": lab.uri, "thinvirt_domains": [mute]}
-    done = subprocess.run(
-        [
-            "ansible-playbook",
-            "thinvirt.kvm.reclaim",
-            "-i",
-            "inventory.json",
-            "-e",
-            json.dumps(given),
-        ],
-        cwd=tmp_path,
-        env=os.environ | {"ANSIBLE_NOCOLOR": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    extra = ("-e", json.dumps(given))
+    done = run_playbook(tmp_path, "thinvirt.kvm.reclaim", inventory, *extra)
     output = done.stdout + done.stderr
     assert (done.returncode == 0) is ok, output
     assert "Start qemu-guest-agent" in output  # it is told in either case

@@ -5,11 +5,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from xml.etree import ElementTree as ET
 
 import pytest
+from support import run_playbook
 
 MIB = 1 << 20
 NAME = "w-new"
@@ -42,23 +42,15 @@ def prepare(lab, world):
         host = {"ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3"}
         host["ansible_remote_tmp"] = str(world / "tmp")
         inventory = {"kvm_hosts": {"hosts": {"hypervisor": host}}}
-        (world / "inventory.json").write_text(json.dumps(inventory))
         variables = {
             "thinvirt_uri": lab.uri,
             "thinvirt_domains": [NAME],
             "thinvirt_virtio_win_iso": str(world / "virtio-win.iso"),
             "thinvirt_state_dir": str(world / "state"),
         }
-        argv = ["ansible-playbook", "-i", str(world / "inventory.json"), *options]
-        done = subprocess.run(
-            [*argv, "-e", json.dumps(variables), "thinvirt.kvm.windows_install_prepare"],
-            check=False,
-            env=os.environ | {"ANSIBLE_NOCOLOR": "1"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        extra = (*options, "-e", json.dumps(variables))
+        playbook = "thinvirt.kvm.windows_install_prepare"
+        done = run_playbook(world, playbook, inventory, *extra)
         assert (done.returncode == 0) is ok, done.stdout
         return done.stdout
 

@@ -17,10 +17,12 @@ import sys
 
 import pytest
 from lab import Disk, GuestSpec
+from support import run_playbook
 from windows_machine import CONVERGED, EVENT_264, NEGLECTED, Windows
 from wsman_stand_in import serve
 
 MIB = 1 << 20
+AS_JSON = {"callback": "ansible.posix.json", "patience": 180}
 PLAY = """
 - hosts: kvm_windows_guests
   gather_facts: false
@@ -61,20 +63,6 @@ class Run:
         return message
 
 
-def run_playbook(tmp_path, name, inventory, *options):
-    (tmp_path / "inventory.json").write_text(json.dumps(inventory))
-    return subprocess.run(
-        ["ansible-playbook", "-i", "inventory.json", *options, name],
-        cwd=tmp_path,
-        env=os.environ | {"ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-
-
 @pytest.fixture
 def play(tmp_path):
     """Serve machines by host name and run the role on them; a function of options."""
@@ -92,7 +80,7 @@ def play(tmp_path):
                 "kvm_hosts": {"hosts": dict(hosts)},
             }
             (tmp_path / "play.yml").write_text(PLAY)
-            done = run_playbook(tmp_path, "play.yml", inventory, *options)
+            done = run_playbook(tmp_path, "play.yml", inventory, *options, **AS_JSON)
             assert done.stdout, done.stderr
             return Run(done.stdout)
 
@@ -195,12 +183,12 @@ def test_the_playbook_that_ships(tmp_path):
             "kvm_linux_guests": {},
             "kvm_windows_guests": {"hosts": {"desk": server.variables()}},
         }
-        done = run_playbook(tmp_path, "thinvirt.kvm.configure", inventory)
+        done = run_playbook(tmp_path, "thinvirt.kvm.configure", inventory, **AS_JSON)
         assert done.returncode == 0, done.stdout
         assert "win_package" in machine.calls
         machine.calls.clear()
         inventory["others"] = inventory.pop("kvm_windows_guests")
-        done = run_playbook(tmp_path, "thinvirt.kvm.configure", inventory)
+        done = run_playbook(tmp_path, "thinvirt.kvm.configure", inventory, **AS_JSON)
     assert done.returncode == 0, done.stdout
     assert machine.calls == []
     assert "kvm_windows_guests" not in done.stderr
