@@ -36,21 +36,15 @@ extends_documentation_fragment:
   - thinvirt.kvm.libvirt
   - thinvirt.kvm.libvirt.domains_required
   - thinvirt.kvm.libvirt.state_dir
+  - thinvirt.kvm.attributes
 attributes:
   check_mode:
-    description:
-      - Can run in check mode and return changed status prediction without modifying target.
     support: full
     details:
       - What only libvirt can tell, such as that no PCI slot is left, shows in a real run.
   diff_mode:
-    description:
-      - Will return details on what has changed (or possibly needs changing in check mode), when in
-        diff mode.
     support: full
   idempotent:
-    description:
-      - When run twice in a row with the same arguments, the second invocation indicates no change.
     support: full
 options:
   state:

@@ -23,19 +23,13 @@ description:
 extends_documentation_fragment:
   - thinvirt.kvm.libvirt
   - thinvirt.kvm.libvirt.domains_required
+  - thinvirt.kvm.attributes
 attributes:
   check_mode:
-    description:
-      - Can run in check mode and return changed status prediction without modifying target.
     support: full
   diff_mode:
-    description:
-      - Will return details on what has changed (or possibly needs changing in check mode), when in
-        diff mode.
     support: full
   idempotent:
-    description:
-      - When run twice in a row with the same arguments, the second invocation indicates no change.
     support: full
 options:
   state:

@@ -18,21 +18,15 @@ description:
   - No domain and no file is ever written over.
 extends_documentation_fragment:
   - thinvirt.kvm.libvirt
+  - thinvirt.kvm.attributes
 attributes:
   check_mode:
-    description:
-      - Can run in check mode and return changed status prediction without modifying target.
     support: full
     details:
       - The checksums are verified in check mode too.
   diff_mode:
-    description:
-      - Will return details on what has changed (or possibly needs changing in check mode), when in
-        diff mode.
     support: full
   idempotent:
-    description:
-      - When run twice in a row with the same arguments, the second invocation indicates no change.
     support: full
     details:
       - A domain of that name, whose disks are those that this module would make, is left as it is,

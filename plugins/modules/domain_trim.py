@@ -26,22 +26,16 @@ description:
 extends_documentation_fragment:
   - thinvirt.kvm.libvirt
   - thinvirt.kvm.libvirt.domains_required
+  - thinvirt.kvm.attributes
 attributes:
   check_mode:
-    description:
-      - Can run in check mode and return changed status prediction without modifying target.
     support: partial
     details:
       - In check mode the agents are asked whether they are there, and nothing is trimmed.
       - Nobody can tell beforehand what the host will gain, so C(changed) is always V(false) then.
   diff_mode:
-    description:
-      - Will return details on what has changed (or possibly needs changing in check mode), when in
-        diff mode.
     support: none
   idempotent:
-    description:
-      - When run twice in a row with the same arguments, the second invocation indicates no change.
     support: partial
     details:
       - C(changed) tells that the host gained space. A guest that deletes files between two runs

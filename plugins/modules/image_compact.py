@@ -21,23 +21,17 @@ description:
 extends_documentation_fragment:
   - thinvirt.kvm.libvirt
   - thinvirt.kvm.compact
+  - thinvirt.kvm.attributes
 attributes:
   check_mode:
-    description:
-      - Can run in check mode and return changed status prediction without modifying target.
     support: full
     details:
       - The prediction comes from reading the image. A copy that turns out to save less than was
         estimated is dropped by a real run.
       - What O(method=trim) would free can't be told without doing it.
   diff_mode:
-    description:
-      - Will return details on what has changed (or possibly needs changing in check mode), when in
-        diff mode.
     support: full
   idempotent:
-    description:
-      - When run twice in a row with the same arguments, the second invocation indicates no change.
     support: full
 options:
   uri:

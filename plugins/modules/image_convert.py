@@ -23,17 +23,10 @@ description:
     has changed, and O(keep) versions stay.
 attributes:
   check_mode:
-    description:
-      - Can run in check mode and return changed status prediction without modifying target.
     support: full
   diff_mode:
-    description:
-      - Will return details on what has changed (or possibly needs changing in check mode), when in
-        diff mode.
     support: full
   idempotent:
-    description:
-      - When run twice in a row with the same arguments, the second invocation indicates no change.
     support: full
     details:
       - Not with O(force), and not for a block device, which does not tell whether it was written
@@ -128,6 +121,7 @@ options:
     default: 21600
 extends_documentation_fragment:
   - ansible.builtin.files
+  - thinvirt.kvm.attributes
 requirements:
   - qemu-img 5.2 or later
 notes:

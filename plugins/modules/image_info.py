@@ -20,23 +20,18 @@ description:
   - A backing file or data file that is not a plain file in the image's own folder or in
     O(allowed_dirs) is refused by name and not opened. An image that names one is reported as an
     error.
+extends_documentation_fragment:
+  - thinvirt.kvm.attributes
 attributes:
   check_mode:
-    description:
-      - Can run in check mode and return changed status prediction without modifying target.
     support: full
     details:
       - Changes nothing in either mode.
   diff_mode:
-    description:
-      - Will return details on what has changed (or possibly needs changing in check mode), when in
-        diff mode.
     support: N/A
     details:
       - Changes nothing.
   idempotent:
-    description:
-      - When run twice in a row with the same arguments, the second invocation indicates no change.
     support: full
     details:
       - Changes nothing.

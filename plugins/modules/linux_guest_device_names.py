@@ -23,19 +23,14 @@ description:
     changed.
   - What has to be made anew from these files, GRUB's C(grub.cfg) and the initial RAM disk, is named
     and is not made.
+extends_documentation_fragment:
+  - thinvirt.kvm.attributes
 attributes:
   check_mode:
-    description:
-      - Can run in check mode and return changed status prediction without modifying target.
     support: full
   diff_mode:
-    description:
-      - Will return details on what has changed (or possibly needs changing in check mode), when in
-        diff mode.
     support: full
   idempotent:
-    description:
-      - When run twice in a row with the same arguments, the second invocation indicates no change.
     support: full
 notes:
   - Needs Python 3.9 or newer, the guest's own util-linux, and root.

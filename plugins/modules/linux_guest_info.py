@@ -17,23 +17,18 @@ description:
     there, and whether the initial RAM disk has the driver C(virtio_scsi).
   - Changes nothing. What QEMU and the host do with the discards is judged by
     M(thinvirt.kvm.thin_info); what came of them is measured by M(thinvirt.kvm.domain_trim).
+extends_documentation_fragment:
+  - thinvirt.kvm.attributes
 attributes:
   check_mode:
-    description:
-      - Can run in check mode and return changed status prediction without modifying target.
     support: full
     details:
       - Changes nothing in either mode.
   diff_mode:
-    description:
-      - Will return details on what has changed (or possibly needs changing in check mode), when in
-        diff mode.
     support: N/A
     details:
       - Changes nothing.
   idempotent:
-    description:
-      - When run twice in a row with the same arguments, the second invocation indicates no change.
     support: full
     details:
       - Changes nothing.

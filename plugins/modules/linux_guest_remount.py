@@ -16,22 +16,17 @@ description:
     discards again. After a trim whose discards the host dropped, this lets the next trim send them.
   - What is in use is left as it is, and so are the root, other types of file systems, and those
     that are mounted in several places. They are named, and the module does not fail.
+extends_documentation_fragment:
+  - thinvirt.kvm.attributes
 attributes:
   check_mode:
-    description:
-      - Can run in check mode and return changed status prediction without modifying target.
     support: partial
     details:
       - Whether a file system is in use shows only when it is unmounted, so check mode takes it for
         unused.
   diff_mode:
-    description:
-      - Will return details on what has changed (or possibly needs changing in check mode), when in
-        diff mode.
     support: none
   idempotent:
-    description:
-      - When run twice in a row with the same arguments, the second invocation indicates no change.
     support: none
     details:
       - It is an action. Use it when M(thinvirt.kvm.domain_trim) reports what was left behind.

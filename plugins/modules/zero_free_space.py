@@ -26,21 +26,16 @@ description:
     stays, empty, and the next run removes it.
   - One filler at a time in a guest. A second one is refused.
   - How far it is goes to the guest's log (syslog, journal) from time to time.
+extends_documentation_fragment:
+  - thinvirt.kvm.attributes
 attributes:
   check_mode:
-    description:
-      - Can run in check mode and return changed status prediction without modifying target.
     support: full
     details:
       - RV(file_systems[].planned_bytes) tells what would be written.
   diff_mode:
-    description:
-      - Will return details on what has changed (or possibly needs changing in check mode), when in
-        diff mode.
     support: none
   idempotent:
-    description:
-      - When run twice in a row with the same arguments, the second invocation indicates no change.
     support: partial
     details:
       - Filling always writes. Nobody can tell from within which free blocks are zeros already.
