@@ -94,6 +94,11 @@ def test_killed_and_started_by_hand(lab, guest):
     assert_nothing_left(lab, guest)
 
 
+#: libvirtd died while QEMU had written all: QEMU saves no more until its guest has run, and libvirt
+#: does not resume one that was paused on purpose. One that ran, it does.
+PAUSED_FOR_GOOD = "paused due to previous migration"
+
+
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.2, 0.5])
 def test_libvirtd_is_killed_meanwhile(lab, guest, delay):
     given = arguments(lab, guest, detect_zeroes=other_setting(guest))
@@ -101,7 +106,12 @@ def test_libvirtd_is_killed_meanwhile(lab, guest, delay):
     run_module("domain_discard", **given)
     thread.join()
     again = run_module("domain_discard", **given)
-    assert not again["failed"], again
+    if PAUSED_FOR_GOOD in again.get("msg", ""):
+        assert "nothing was changed" in again["msg"]
+        lab.virsh("resume", guest.name)
+        lab.virsh("suspend", guest.name)
+        again = run_module("domain_discard", **given)
+    assert not again["failed"], again["msg"]
     assert f"detect_zeroes='{given['detect_zeroes']}'" in guest.xml()
     assert guest.state() == "paused"
     assert_nothing_left(lab, guest)
@@ -134,8 +144,8 @@ def assert_refused(lab, guest, *words):
         assert (guest.xml(inactive=True), guest.xml()) == before
 
 
-def test_a_block_job_is_refused(lab, guest):
-    lab.virsh("blockcopy", guest.name, "sda", str(lab.state / "tmp/copy.qcow2"), "--transient-job")
+def test_a_block_job_is_refused(lab, guest, tmp_path):
+    lab.virsh("blockcopy", guest.name, "sda", str(tmp_path / "copy.qcow2"), "--transient-job")
     try:
         assert_refused(lab, guest, "block job on sda")
     finally:
@@ -150,8 +160,9 @@ def test_what_only_a_start_tells_the_guest_is_refused(lab, guest):
 
 
 EMULATOR = """#!/bin/sh
-# Stands for a QEMU that does not take the new settings when a guest is restored.
-case "$*" in *'"detect-zeroes":"on"'*) echo "no detect-zeroes here" >&2; exit 1;; esac
+# Stands for a QEMU that does not take the new settings when a guest is restored. It waits for
+# libvirt, which quotes only one that ends after it had opened its monitor.
+case "$*" in *'"detect-zeroes":"on"'*) sleep 3; echo "no detect-zeroes here" >&2; exit 1;; esac
 exec {} "$@"
 """
 
