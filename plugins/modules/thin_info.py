@@ -15,9 +15,15 @@ description:
     says whether space that the guest gives back comes back, which link is broken, and what mends
     it. All domains in one call.
   - A running domain is judged by what QEMU runs with, one that is off by its configuration.
-  - Tells what each disk promises, occupies and how long its file is, and for each file system the
-    sums of that against the space that is free.
-  - Changes nothing and asks no guest. The verdict says what can work. That it did is shown by
+  - Tells what each disk promises, occupies and could give back, and for each file system and
+    storage pool the sums of that against the space that is free, and when it will be full.
+  - Running guests are asked through their agents what their file systems use, all of them side by
+    side, and none for longer than O(agent_timeout). That is the guest's word, and only an estimate
+    comes of it.
+  - Names what stands in the way of making the disks thin, such as snapshots, checkpoints, saved
+    memory and running jobs. Each finding has an ID and a page in C(docs/findings) of the
+    collection.
+  - Changes nothing. The verdict says what can work. That it did is shown by
     M(thinvirt.kvm.domain_trim), which measures the host's blocks.
   - Disks that a guest can't write, such as CD-ROMs, are left out.
 extends_documentation_fragment:
@@ -45,6 +51,39 @@ options:
     type: list
     elements: str
     default: []
+  ask_agents:
+    description:
+      - Ask the agents of running guests for their file systems (C(guest-get-fsinfo)).
+      - The agent looks at each mounted file system for that, so a guest with a network mount whose
+        server is gone does not answer.
+    type: bool
+    default: true
+  agent_timeout:
+    description:
+      - Seconds for each agent to answer, besides the 5 that libvirt gives it to wake up. A guest
+        that does not answer gets the finding V(agent-silent), and the others their results.
+      - A minute after the first of them nobody is asked any more (finding V(agent-not-asked)).
+    type: int
+    default: 5
+  earlier:
+    description:
+      - Earlier results of this module, or as much of them as is needed to tell when storage will be
+        full. Each has C(taken_at), and C(file_systems) with C(mount_point) and C(free_bytes);
+        C(pools) with C(name) and C(free_bytes) is needed for pools that are not on a file system of
+        this host.
+      - With less than two of them, or all within a day, RV(file_systems[].days_until_full) is
+        V(null).
+    type: list
+    elements: dict
+    default: []
+  measure:
+    description:
+      - Walk through the tables of images that nobody writes to (C(qemu-img check) and C(measure)).
+        That finds clusters that nothing refers to, and counts fragments.
+      - Takes some 30 ms for each image, and seconds for large fragmented ones. Otherwise no program
+        is started.
+    type: bool
+    default: false
   probe_storage:
     description:
       - Find out for each file system whether it frees a punched hole, by trying it with a file of
@@ -58,6 +97,7 @@ seealso:
   - module: thinvirt.kvm.domain_discard
   - module: thinvirt.kvm.domain_trim
   - module: thinvirt.kvm.image_info
+  - module: thinvirt.kvm.linux_guest_info
 """
 
 EXAMPLES = r"""
@@ -88,9 +128,25 @@ EXAMPLES = r"""
   loop_control:
     label: "{{ item.mount_point }}"
   when: (item.overcommit_ratio or 0) > 1
+
+- name: Tell when storage will be full, from the reports of the last weeks
+  thinvirt.kvm.thin_info:
+    earlier: "{{ query('ansible.builtin.fileglob', 'reports/' ~ inventory_hostname ~ '-*.json')
+      | map('ansible.builtin.file') | map('from_json') }}"
+  register: audit
+
+- name: Compact the disks of guests that are off and hold a GiB or more for nothing
+  thinvirt.kvm.domain_compact:
+    domains: "{{ audit.findings | selectattr('id', '==', 'space-to-reclaim')
+      | map(attribute='domain') | unique }}"
 """
 
 RETURN = r"""
+taken_at:
+  description: When the host was audited, in UTC (ISO 8601).
+  returned: always
+  type: str
+  sample: "2026-11-25T04:00:00Z"
 summary:
   description: Lines for people; errors, warnings, how many disks work, and the file systems.
   returned: always
@@ -156,6 +212,35 @@ domains:
         disk:
           description: Target of the disk; empty if it concerns the whole domain.
           type: str
+    guest_file_systems:
+      description: The guest's mounted file systems, by its own word; V(null) if it tells nothing.
+      type: list
+      elements: dict
+      returned: success
+      contains:
+        mount_point:
+          description: Where it is mounted in the guest.
+          type: str
+          sample: /
+        type:
+          description: Its type.
+          type: str
+          sample: ext4
+        device:
+          description: Its device in the guest.
+          type: str
+          sample: vda1
+        total_bytes:
+          description: Its size.
+          type: int
+        used_bytes:
+          description: What is in use.
+          type: int
+        targets:
+          description: The domain's disks that it lies on; empty if the guest does not tell.
+          type: list
+          elements: str
+          sample: [vda]
     disks:
       description: The disks that the guest may write.
       type: list
@@ -194,6 +279,36 @@ domains:
           description: Length of the file, as C(ls) shows; the capacity of a block device.
           type: int
           sample: 10739318784
+        reclaimable_bytes:
+          description:
+            - What could come back at least; an estimate. V(null) if nothing is known.
+          type: int
+          sample: 312475648
+        reclaimable_estimate:
+          description:
+            - How that was estimated. V(guest) is what the host holds, less what the guest's file
+              systems use and less all that lies beside them. V(measure) are clusters that nothing
+              refers to (see O(measure)). V(zeros) are blocks that were allocated and never written.
+              The last two know nothing of what the guest has deleted. Empty if nothing is known.
+          type: str
+          sample: guest
+        guest_used_bytes:
+          description:
+            - What the guest's file systems on this disk use, by its word. V(null) if it does not
+              tell, if they span several disks, or if the image has internal snapshots.
+          type: int
+        fragmentation:
+          description: In how many pieces it lies.
+          type: dict
+          contains:
+            file_extents:
+              description: Pieces of the file on the host's file system; V(null) if not known.
+              type: int
+            fragmented_clusters:
+              description:
+                - Clusters of a qcow2 image that do not follow the one before. V(null) without
+                  O(measure).
+              type: int
         mount_point:
           description: Where its file system is mounted; V(null) for a block device.
           type: str
@@ -305,14 +420,84 @@ file_systems:
           guests can fill the file system. V(null) if there is neither.
       type: float
       sample: 2.4
+    reclaimable_bytes:
+      description: The sum of what is known of its disks; V(null) if nothing is.
+      type: int
+    guest_used_bytes:
+      description: Likewise.
+      type: int
+    days_until_full:
+      description:
+        - Days until nothing is free any more, by a straight line through O(earlier) and this
+          result. V(null) if it is not filling, or not within ten years, or if that can't be told.
+      type: float
+      sample: 41.5
+pools:
+  description: The active storage pools of libvirt, sorted by name.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: Its name.
+      type: str
+      sample: default
+    type:
+      description: Its type.
+      type: str
+      sample: dir
+    path:
+      description: The folder of its volumes; empty if it has none.
+      type: str
+      sample: /var/lib/libvirt/images
+    mount_point:
+      description: Where the file system of that folder is mounted; V(null) if it is none of files.
+      type: str
+      sample: /var/lib/libvirt
+    promised_bytes:
+      description: The sizes of the chosen domains' disks in it together, as the guests see them.
+      type: int
+    allocated_bytes:
+      description:
+        - What they and their backing and data files in it occupy. In a pool that is not one of
+          files what libvirt counts, whoever takes it.
+      type: int
+    total_bytes:
+      description: Size of its file system, or what libvirt says of it.
+      type: int
+    free_bytes:
+      description: What is free there.
+      type: int
+    overcommit_ratio:
+      description: As for file systems.
+      type: float
+      sample: 2.4
+    days_until_full:
+      description: As for file systems.
+      type: float
+      sample: 41.5
+findings:
+  description:
+    - All findings of all domains, in the shape of those of a domain, and before them those of the
+      host's storage, whose C(domain) and C(disk) are empty.
+  returned: always
+  type: list
+  elements: dict
+  sample:
+    - id: storage-nearly-full
+      severity: error
+      reason: /srv has 2.1 of 100.0 GiB left. When it is full, guests that write there are paused.
+      remedy: Free space with thinvirt.kvm.reclaim, or move images elsewhere.
+      domain: ""
+      disk: ""
 """
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.thinvirt.kvm.plugins.module_utils._audit import report
-from ansible_collections.thinvirt.kvm.plugins.module_utils._audit.collect import Auditor
+from ansible_collections.thinvirt.kvm.plugins.module_utils._audit.forecast import parse_reports
+from ansible_collections.thinvirt.kvm.plugins.module_utils._audit.survey import Wish, survey
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Hypervisor
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
-from ansible_collections.thinvirt.kvm.plugins.module_utils._image.inspect import Options
 from ansible_collections.thinvirt.kvm.plugins.module_utils._spec import (
     failure_message,
     libvirt_spec,
@@ -324,32 +509,33 @@ def main() -> None:
         argument_spec={
             **libvirt_spec(domains_required=False),
             "allowed_dirs": {"type": "list", "elements": "str", "default": []},
+            "ask_agents": {"type": "bool", "default": True},
+            "agent_timeout": {"type": "int", "default": 5},
+            "earlier": {"type": "list", "elements": "dict", "default": []},
+            "measure": {"type": "bool", "default": False},
             "probe_storage": {"type": "bool", "default": True},
         },
         supports_check_mode=True,
     )
     params = module.params
     try:
-        options = Options(allowed_dirs=tuple(params["allowed_dirs"]))
+        wish = Wish(
+            domains=params["domains"],
+            allowed_dirs=tuple(params["allowed_dirs"]),
+            probe_storage=params["probe_storage"],
+            measure=params["measure"],
+            ask_agents=params["ask_agents"],
+            agent_timeout=params["agent_timeout"],
+            earlier=parse_reports(params["earlier"]),
+        )
         with Hypervisor(params["uri"], local_only=True) as hypervisor:
-            auditor = Auditor(
-                hypervisor,
-                allowed_dirs=options.allowed_dirs,
-                probe_storage=params["probe_storage"],
-            )
-            domains = auditor.domains(params["domains"])
+            found = survey(hypervisor, wish)
     except ThinvirtError as error:
         module.fail_json(**error.result())
-    systems = report.sum_up(domains)
-    result = {
-        "changed": False,
-        "summary": report.summary(domains, systems),
-        "domains": [report.domain_result(domain) for domain in domains],
-        "file_systems": [report.file_system_result(sums) for sums in systems],
-    }
-    failed = [(domain.name, domain.error) for domain in domains if domain.error]
+    result = {"changed": False, **report.result(found)}
+    failed = [(domain.name, domain.error) for domain in found.domains if domain.error]
     if failed:
-        module.fail_json(msg=failure_message("domains", failed, of=len(domains)), **result)
+        module.fail_json(msg=failure_message("domains", failed, of=len(found.domains)), **result)
     module.exit_json(**result)
 
 

@@ -41,6 +41,18 @@ class BackingFile:
 
 
 @dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a walk through an image's tables has shown.
+
+    :param reclaimable_bytes: what a rewrite would save at least; None if that can't be told.
+    :param fragmented_clusters: clusters that do not follow the one before; None for a raw image.
+    """
+
+    reclaimable_bytes: int | None
+    fragmented_clusters: int | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Image:
     """What holds a disk's data on this host.
 
@@ -55,6 +67,12 @@ class Image:
     :param data_file: the external data file, which holds the guest's data in the image's place.
     :param file_system: None for a block device.
     :param punch: whether the storage under it takes space back.
+    :param real_path: the file that was opened, symlinks resolved; empty if none was.
+    :param file_extents: pieces that the file lies in; None where that can't be told.
+    :param unwritten_bytes: allocated and never written, as after a preallocation; None if that
+        was not looked at, as for an image in use.
+    :param measured: what a walk through its tables has shown; None if there was none.
+    :param measure_error: why there was none though it was asked for; empty otherwise.
     :param error: why the image could not be read; empty otherwise.
     :param backing_error: why its backing or data files could not be followed; empty otherwise.
     """
@@ -71,8 +89,20 @@ class Image:
     data_file: BackingFile | None = None
     file_system: FileSystem | None = None
     punch: PunchProbe = NOT_LOOKED_AT
+    real_path: str = ""
+    file_extents: int | None = None
+    unwritten_bytes: int | None = None
+    measured: Measured | None = None
+    measure_error: str = ""
     error: str = ""
     backing_error: str = ""
+
+    @property
+    def occupied_bytes(self) -> int | None:
+        """Blocks on the host, those of an external data file included."""
+        if self.data_file is None or self.allocated_bytes is None:
+            return self.allocated_bytes
+        return self.allocated_bytes + self.data_file.allocated_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +133,8 @@ class DiskAudit:
     :param configured: settings of the next start; None for a disk that is gone by then.
     :param links: from guest to storage.
     :param findings: what stands in the way, and what soon will.
+    :param guest_used_bytes: what the guest's file systems on it use, as the guest says.
+    :param guest_excess_bytes: what the host holds more than that can explain.
     """
 
     disk: Disk
@@ -111,6 +143,8 @@ class DiskAudit:
     image: Image
     links: tuple[Link, ...]
     findings: tuple[Finding, ...]
+    guest_used_bytes: int | None = None
+    guest_excess_bytes: int | None = None
 
     @property
     def verdict(self) -> State:
@@ -129,10 +163,27 @@ class DiskAudit:
 
 
 @dataclasses.dataclass(frozen=True)
+class GuestFileSystem:
+    """A mounted file system, by the guest's word.
+
+    :param device: in the guest, such as ``sda1``.
+    :param targets: the domain's disks that it lies on; empty if the guest does not tell.
+    """
+
+    mount_point: str
+    type: str
+    device: str
+    total_bytes: int
+    used_bytes: int
+    targets: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class DomainAudit:
     """One domain.
 
     :param agent_connected: an agent has opened the channel; None if the domain is off.
+    :param guest_file_systems: what the guest says of its file systems; None if it says nothing.
     :param error: why it could not be audited; then the rest is empty.
     """
 
@@ -144,4 +195,5 @@ class DomainAudit:
     agent_connected: bool | None = None
     disks: tuple[DiskAudit, ...] = ()
     findings: tuple[Finding, ...] = ()
+    guest_file_systems: tuple[GuestFileSystem, ...] | None = None
     error: ThinvirtError | None = None

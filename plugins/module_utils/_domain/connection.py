@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The file that talks to libvirt; ``blockjob`` and ``backup_calls`` are parts of it.
+"""The file that talks to libvirt, with its parts ``blockjob``, ``backup_calls``, ``host_calls``.
 
 A module opens one :class:`Hypervisor`, works on as many :class:`Guest` objects as
 it likes, and closes it.  Every libvirt error becomes a :class:`HypervisorError` or an
@@ -21,6 +21,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.blockjob impo
     DiskJobs,
     translated,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.host_calls import HostCalls
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.policy import (
     Version,
     Versions,
@@ -325,7 +326,7 @@ def _refuse_remote(uri: str) -> None:
         )
 
 
-class Hypervisor:
+class Hypervisor(HostCalls):
     """An open connection.
 
     :param local_only: refuse another machine, whose disks cannot be measured from here.

@@ -189,6 +189,24 @@ def find(
 
     :param disks: by target; without those whose discards the host drops.
     """
+    return tuple(
+        one
+        for one, total in compared(disks, systems, addresses)
+        if one.excess_bytes > max(min_bytes, total * _FRAGMENTS_PERCENT // 100)
+    )
+
+
+def compared(
+    disks: t.Mapping[str, Held],
+    systems: t.Iterable[GuestFileSystem],
+    addresses: t.Mapping[Address, str],
+) -> list[tuple[Untrimmed, int]]:
+    """What the host holds for disks, beside what the guest uses on them, and the size of its
+    file systems there; by target.
+
+    Disks that one file system spans stand together.  A group is left out if one of its disks is
+    not in *disks*, or not known.
+    """
     groups: list[tuple[set[str], list[GuestFileSystem]]] = []
     for system in systems:
         targets = {addresses.get(address, "") for address in system.addresses}
@@ -213,9 +231,8 @@ def find(
             # thin volumes may promise more than their disks have
             outside_bytes=max(0, capacity - total),
         )
-        if one.excess_bytes > max(min_bytes, total * _FRAGMENTS_PERCENT // 100):
-            found.append(one)
-    return tuple(sorted(found, key=lambda one: one.targets))
+        found.append((one, total))
+    return sorted(found, key=lambda each: each[0].targets)
 
 
 def _address(disk: t.Any) -> Address | None:

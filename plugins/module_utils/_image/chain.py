@@ -95,6 +95,19 @@ def _both_spellings(folders: t.Iterable[str]) -> frozenset[str]:
     )
 
 
+def refuse_relative(allowed_dirs: t.Iterable[str]) -> None:
+    """Refuse folders that mean something else in every place.
+
+    :raises RefusedError: one is not an absolute path.
+    """
+    for folder in allowed_dirs:
+        if not os.path.isabs(folder) or "\0" in folder:
+            raise RefusedError(
+                f"{shown(folder)} in allowed_dirs is not an absolute path.",
+                remedy="Name it from / on.",
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class BackingLink:
     """One image of a backing chain.

@@ -26,6 +26,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.chain import (
     Places,
     backing_chain,
     data_file_of,
+    refuse_relative,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.files import (
     OpenImage,
@@ -86,12 +87,7 @@ class Options:
         """
         if self.timeout <= 0:
             raise RefusedError(f"timeout is {self.timeout:g}.", remedy="Allow at least 1 second.")
-        for folder in self.allowed_dirs:
-            if not os.path.isabs(folder) or "\0" in folder:
-                raise RefusedError(
-                    f"{shown(folder)} in allowed_dirs is not an absolute path.",
-                    remedy="Name it from / on.",
-                )
+        refuse_relative(self.allowed_dirs)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 
 import pytest
 from ansible_collections.thinvirt.kvm.plugins.module_utils._audit import report
+from ansible_collections.thinvirt.kvm.plugins.module_utils._audit.forecast import History
 from ansible_collections.thinvirt.kvm.plugins.module_utils._audit.model import (
     DiskAudit,
     DomainAudit,
@@ -29,6 +31,7 @@ from audit_parts import (
     qcow2,
 )
 
+HISTORY = History(datetime.datetime(2026, 11, 25, 4, tzinfo=datetime.timezone.utc))
 BACKUP = file_system("/backup", free_bytes=GIB)
 
 
@@ -127,7 +130,7 @@ def test_overcommit_ratio(allocated, free, promised, ratio):
     )
     (sums,) = report.sum_up([audit_domain("a", its_image)])
     assert sums.overcommit_ratio == ratio
-    assert report.file_system_result(sums)["overcommit_ratio"] == ratio
+    assert report.file_system_result(sums, HISTORY)["overcommit_ratio"] == ratio
 
 
 def link(name, state):
@@ -224,7 +227,10 @@ def test_names_that_are_no_utf8_can_be_returned():
     its_image = image(path="/srv/\udcff", file_system=strange, backing=(backing(2, path="\udcfd"),))
     audit = audit_domain("a", its_image)
     systems = report.sum_up([audit])
-    results = [report.domain_result(audit), *map(report.file_system_result, systems)]
+    results = [
+        report.domain_result(audit),
+        *(report.file_system_result(sums, HISTORY) for sums in systems),
+    ]
     assert json.dumps(results, ensure_ascii=False).encode("utf-8")
     lines = report.summary([audit], systems)
     assert all(line.isprintable() for line in lines)
