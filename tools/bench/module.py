@@ -21,7 +21,9 @@ from ansible.module_utils.testing import patch_module_args
 def main() -> int:
     """Entry point; the module's exit status."""
     name, arguments, *memory = sys.argv[1:]
-    module = importlib.import_module(f"ansible_collections.thinvirt.kvm.plugins.modules.{name}")
+    # A name with a dot is one of the bench's own, to compare with.
+    ours = "" if "." in name else "ansible_collections.thinvirt.kvm.plugins.modules."
+    module = importlib.import_module(ours + name)
     answer = io.StringIO()
     with (
         patch_module_args(json.loads(Path(arguments).read_text(encoding="utf-8"))),

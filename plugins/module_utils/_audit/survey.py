@@ -41,6 +41,8 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.filesystem i
 
 #: Pools whose volumes are files in a folder; the folder of others is on a file system of devices.
 _POOLS_OF_FILES = ("dir", "fs", "netfs", "vstorage")
+#: Domains of QEMU; no others have block jobs, and agents that are asked through libvirt.
+_WITH_JOBS = ("kvm", "qemu", "hvf")
 _MAX_AGENT_TIMEOUT = 600
 #: For the programs that look at one image.
 _MEASURE_SECONDS = 120.0
@@ -106,14 +108,15 @@ def _domains(hypervisor: Hypervisor, wish: Wish) -> list[DomainAudit]:
     with Asker(agent_timeout=wish.agent_timeout) as asker:
 
         def ask(guest: Guest, live: xml.Domain, text: str) -> None:
-            asker.ask(
-                Question(
-                    guest=guest,
-                    targets=tuple(d.target for d in live.disks if policy.is_written(d)),
-                    agent=wish.ask_agents and live.agent_connected,
-                    live_xml=text,
+            if live.kind in _WITH_JOBS:
+                asker.ask(
+                    Question(
+                        guest=guest,
+                        targets=tuple(d.target for d in live.disks if policy.is_written(d)),
+                        agent=wish.ask_agents and live.agent_connected,
+                        live_xml=text,
+                    )
                 )
-            )
 
         auditor = Auditor(
             hypervisor,

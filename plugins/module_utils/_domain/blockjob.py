@@ -63,12 +63,7 @@ class DiskJobs:
         """The job on a disk, of whatever kind and whoever began it."""
         with translated(f"read the block job of disk {target} of domain {self.name}"):
             # A list instead of a dictionary, or nothing in it, means that there is none.
-            try:
-                info = self._domain.blockJobInfo(target, 0)
-            except libvirt.libvirtError as error:
-                if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
-                    return None  # a driver that knows no such jobs has none
-                raise
+            info = self._domain.blockJobInfo(target, 0)
             return BlockJob(info["cur"], info["end"]) if info else None
 
     def job_name(self) -> str:

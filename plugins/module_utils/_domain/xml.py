@@ -148,32 +148,38 @@ def parse_any(text: str) -> t.Any:
 def parse_domain(text: str) -> Domain:
     """Read a domain's XML."""
     tree = parse_tree(text)
+    parts = _first_children(tree)
     os_type = tree.find("os/type")
-    note = tree.find(f"metadata/{{{NOTE_NAMESPACE}}}restart")
+    note = tree.find(f"metadata/{{{NOTE_NAMESPACE}}}restart") if "metadata" in parts else None
+    # Once through all devices: a host has a thousand domains, and to search takes longer than that.
+    devices: dict[str, list[t.Any]] = {}
+    for device in parts.get("devices", ()):
+        devices.setdefault(device.tag, []).append(device)
     agent = [
         target
-        for target in tree.findall("devices/channel/target")
+        for channel in devices.get("channel", ())
+        for target in channel.iterchildren("target")
         if target.get("name") == AGENT_CHANNEL
     ]
     return Domain(
-        name=tree.findtext("name") or "",
-        uuid=tree.findtext("uuid") or "",
+        name=_text(parts, "name"),
+        uuid=_text(parts, "uuid"),
         kind=tree.get("type", ""),
         arch=os_type.get("arch", "") if os_type is not None else "",
         machine=os_type.get("machine", "") if os_type is not None else "",
-        disks=tuple(_disk(element) for element in tree.findall("devices/disk")),
+        disks=tuple(_disk(element) for element in devices.get("disk", ())),
         scsi_models={
             _number(controller.get("index")) or 0: controller.get("model", "")
-            for controller in tree.findall("devices/controller")
+            for controller in devices.get("controller", ())
             if controller.get("type") == "scsi"
         },
         agent_channel=bool(agent),
         agent_connected=any(target.get("state") == "connected" for target in agent),
-        on_poweroff=tree.findtext("on_poweroff") or "destroy",
+        on_poweroff=_text(parts, "on_poweroff") or "destroy",
         restart_note=note.get("process", "") if note is not None else "",
         saved_note=note.get("saved", "") if note is not None else "",
-        emulator=tree.findtext("devices/emulator") or "",
-        nvram=_nvram(tree),
+        emulator=next((e.text or "" for e in devices.get("emulator", ())), ""),
+        nvram=_nvram(parts["os"]) if "os" in parts else "",
     )
 
 
@@ -327,15 +333,30 @@ def remove_if_empty(parent: t.Any, child: t.Any) -> None:
         remove_child(parent, child)
 
 
-def _nvram(tree: t.Any) -> str:
-    source = tree.find("os/nvram/source")
-    if source is not None:
-        return str(source.get("file", ""))
-    return (tree.findtext("os/nvram") or "").strip()
+def _nvram(of_os: t.Any) -> str:
+    nvram = of_os.find("nvram")
+    if nvram is None:
+        return ""
+    source = nvram.find("source")
+    return str(source.get("file", "")) if source is not None else (nvram.text or "").strip()
+
+
+def _first_children(element: t.Any) -> dict[str, t.Any]:
+    """The first child of each name."""
+    return {child.tag: child for child in reversed(element)}
+
+
+def _text(parts: t.Mapping[str, t.Any], name: str) -> str:
+    found = parts.get(name)
+    return (found.text or "") if found is not None else ""
 
 
 def _attribute(element: t.Any, child: str, name: str) -> str:
-    found = element.find(child)
+    return _of(_first_children(element), child, name)
+
+
+def _of(parts: t.Mapping[str, t.Any], child: str, name: str) -> str:
+    found = parts.get(child)
     return found.get(name, "") if found is not None else ""
 
 
@@ -344,37 +365,41 @@ def _number(text: str | None) -> int | None:
 
 
 def _settings(element: t.Any) -> DiskSettings:
+    return _settings_of(_first_children(element))
+
+
+def _settings_of(parts: t.Mapping[str, t.Any]) -> DiskSettings:
     return DiskSettings(
-        discard=_attribute(element, "driver", "discard") or "ignore",
-        detect_zeroes=_attribute(element, "driver", "detect_zeroes") or "off",
-        discard_no_unref=_attribute(element, "driver", "discard_no_unref") == "on",
-        discard_granularity_bytes=_number(_attribute(element, "blockio", "discard_granularity"))
-        or 0,
-        rotation_rate=_number(_attribute(element, "target", "rotation_rate")) or 0,
+        discard=_of(parts, "driver", "discard") or "ignore",
+        detect_zeroes=_of(parts, "driver", "detect_zeroes") or "off",
+        discard_no_unref=_of(parts, "driver", "discard_no_unref") == "on",
+        discard_granularity_bytes=_number(_of(parts, "blockio", "discard_granularity")) or 0,
+        rotation_rate=_number(_of(parts, "target", "rotation_rate")) or 0,
     )
 
 
 def _disk(element: t.Any) -> Disk:
-    address, mirror = element.find("address"), element.find("mirror")
+    parts = _first_children(element)
+    address, mirror = parts.get("address"), parts.get("mirror")
     drive = address is not None and address.get("type") == "drive"
     return Disk(
-        target=_attribute(element, "target", "dev"),
-        bus=_attribute(element, "target", "bus"),
+        target=_of(parts, "target", "dev"),
+        bus=_of(parts, "target", "bus"),
         device=element.get("device", "disk"),
         source_type=element.get("type", "file"),
-        path=_attribute(element, "source", "file") or _attribute(element, "source", "dev"),
-        pool=_attribute(element, "source", "pool"),
-        volume=_attribute(element, "source", "volume"),
-        format=_attribute(element, "driver", "type"),
-        readonly=element.find("readonly") is not None,
-        shareable=element.find("shareable") is not None,
+        path=_of(parts, "source", "file") or _of(parts, "source", "dev"),
+        pool=_of(parts, "source", "pool"),
+        volume=_of(parts, "source", "volume"),
+        format=_of(parts, "driver", "type"),
+        readonly="readonly" in parts,
+        shareable="shareable" in parts,
         controller=_number(address.get("controller")) if drive else None,
-        settings=_settings(element),
+        settings=_settings_of(parts),
         job=mirror.get("job", "copy") if mirror is not None else "",
         job_ready=mirror is not None and mirror.get("ready") == "yes",
         details=tuple(
             str(child.tag)
-            for parent in (element.find("source"), element.find("driver"))
+            for parent in (parts.get("source"), parts.get("driver"))
             for child in (parent if parent is not None else ())
             if isinstance(child.tag, str) and child.tag not in _HARMLESS
         ),

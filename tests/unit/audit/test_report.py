@@ -31,7 +31,7 @@ from audit_parts import (
     qcow2,
 )
 
-HISTORY = History(datetime.datetime(2026, 11, 25, 4, tzinfo=datetime.timezone.utc))
+HISTORY = History(datetime.datetime(2026, 11, 25, 4, tzinfo=datetime.UTC))
 BACKUP = file_system("/backup", free_bytes=GIB)
 
 
