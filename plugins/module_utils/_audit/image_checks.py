@@ -35,12 +35,12 @@ def reclaimable(disk: DiskAudit) -> tuple[int | None, Estimate]:
     image = disk.image
     if disk.guest_excess_bytes is not None:
         return disk.guest_excess_bytes, "guest"
-    if image.measured is not None and image.measured.reclaimable_bytes is not None:
-        how: Estimate = "zeros" if image.qcow2 is None else "measure"
-        return image.measured.reclaimable_bytes, how
-    if image.unwritten_bytes:
-        return image.unwritten_bytes, "zeros"
-    return None, ""
+    found = image.measured.reclaimable_bytes if image.measured is not None else None
+    if found is not None and image.qcow2 is not None:
+        return found, "measure"
+    # Of a raw image both tell the same, but for blocks that somebody has just read.
+    zeros = max(found or 0, image.unwritten_bytes or 0)
+    return (zeros, "zeros") if zeros else (None, "")
 
 
 def findings(domain: str, target: str, image: Image) -> tuple[Finding, ...]:
