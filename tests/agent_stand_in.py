@@ -5,8 +5,8 @@
 It speaks the agent's protocol (docs/interop/qemu-ga.rst of QEMU) on the virtio channel, one command
 at a time as the real one does, so that a real libvirt talks to it.  Its command ``be`` tells it
 what the guest is: ``osinfo`` is the answer to guest-get-osinfo (without it the command does not
-exist), ``fstrim`` a list of answers to the next guest-fstrim commands, of which the last one stays.
-Each is an object; what it does, in this order:
+exist), ``fsinfo`` that to guest-get-fsinfo, ``fstrim`` a list of answers to the next guest-fstrim
+commands, of which the last one stays.  The last two are objects; what each does, in this order:
 
 ``trim``    trims these paths in earnest
 ``delay``   sleeps so many seconds
@@ -30,6 +30,7 @@ class Agent:
         self._port = os.open(PORT, os.O_RDWR)
         self._fstrim: list[dict] = [{}]
         self._osinfo: dict | None = None
+        self._fsinfo: dict | None = None
 
     def serve(self) -> None:
         buffer = b""
@@ -54,7 +55,10 @@ class Agent:
         elif command == "be":
             self._fstrim = arguments.get("fstrim", [{}])
             self._osinfo = arguments.get("osinfo")
+            self._fsinfo = arguments.get("fsinfo")
             self._answer({})
+        elif command == "guest-get-fsinfo" and self._fsinfo is not None:
+            self._do(self._fsinfo)
         elif command == "guest-get-osinfo" and self._osinfo is not None:
             self._answer(self._osinfo)
         elif command == "guest-ping":
@@ -67,6 +71,9 @@ class Agent:
         wish = self._fstrim.pop(0) if len(self._fstrim) > 1 else self._fstrim[0]
         for path in wish.get("trim", []):
             subprocess.run(["fstrim", path], check=False)
+        self._do(wish, minimum=str(arguments["minimum"]))
+
+    def _do(self, wish: dict, *, minimum: str = "") -> None:
         time.sleep(wish.get("delay", 0))
         if "raw" in wish:
             self._write(wish["raw"])
@@ -77,7 +84,7 @@ class Agent:
             time.sleep(1.5)
             self._port = os.open(PORT, os.O_RDWR)
         elif "answer" in wish:
-            text = json.dumps(wish["answer"]).replace('"MINIMUM"', str(arguments["minimum"]))
+            text = json.dumps(wish["answer"]).replace('"MINIMUM"', minimum)
             self._answer(json.loads(text))
 
     def _answer(self, value: object, *, prefix: bytes = b"") -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from image_lab import run
 from lab import Disk, GuestSpec
 from support import assert_explains, run_module
 
@@ -150,6 +151,56 @@ def test_a_transient_guest(lab, guest):
     domain, disks = audit(lab, guest)
     assert domain["active"]
     assert set(disks) == {"sda", "vda", "hda"}
+
+
+def of_domain(domain):
+    return {finding["id"] for finding in domain["findings"] if not finding["disk"]}
+
+
+def test_jobs_of_a_running_guest(lab, guest, tmp_path):
+    lab.virsh("start", guest.name, "--paused")
+    quiet, _disks = audit(lab, guest)
+    copy = str(tmp_path / "copy.qcow2")
+    lab.virsh("blockcopy", guest.name, "sda", copy, "--transient-job", "--format", "qcow2")
+    try:
+        domain, _disks = audit(lab, guest)
+    finally:
+        lab.virsh("blockjob", guest.name, "sda", "--abort")
+    assert of_domain(domain) - of_domain(quiet) == {"job-running"}
+    (found,) = (finding for finding in domain["findings"] if finding["id"] == "job-running")
+    assert "block job on sda" in found["reason"]
+    assert of_domain(audit(lab, guest)[0]) == of_domain(quiet)
+
+
+def test_checkpoints_snapshots_and_saved_memory(lab, guest, define):
+    define(("pc-i440fx-3.1", "pc-i440fx-7.2"))
+    lab.virsh("start", guest.name, "--paused")
+    kept = {"checkpoints", "libvirt-snapshots", "managed-save"}
+    assert not of_domain(audit(lab, guest)[0]) & kept
+
+    disks = [f"--diskspec={target},checkpoint=bitmap" for target in ("sda", "vda", "hda")]
+    lab.virsh("checkpoint-create-as", guest.name, "c", *disks)
+    assert of_domain(audit(lab, guest)[0]) & kept == {"checkpoints"}
+    lab.virsh("checkpoint-delete", guest.name, "c")
+
+    lab.virsh("managedsave", guest.name)
+    domain, _disks = audit(lab, guest)
+    assert (domain["active"], of_domain(domain) & kept) == (False, {"managed-save"})
+    lab.virsh("managedsave-remove", guest.name)
+
+    lab.virsh("snapshot-create-as", guest.name, "s")
+    domain, disks = audit(lab, guest)
+    assert of_domain(domain) & kept == {"libvirt-snapshots"}
+    assert findings(disks["sda"]) == ["internal-snapshots"]
+    lab.virsh("snapshot-delete", guest.name, "s")
+    assert not of_domain(audit(lab, guest)[0]) & kept
+
+
+def test_bitmaps_in_an_image(lab, guest):
+    path = guest.disk("sda").path
+    run("qemu-img", "bitmap", "--add", "-f", "qcow2", path, "b")
+    _domain, disks = audit(lab, guest)
+    assert findings(disks["sda"]) == ["backup-bitmaps"]
 
 
 def test_secrets_are_not_shown(lab, guest, define):

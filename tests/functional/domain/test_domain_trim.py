@@ -277,3 +277,39 @@ def test_domains_have_to_be_named(lab):
 def test_a_glob_without_matches(lab):
     result = trim(lab, "nobody*")
     assert (result["failed"], result["changed"], result["domains"]) == (False, False, [])
+
+
+def used(guest, mount_point):
+    return int(guest.run("df", "-B1", "--output=used", mount_point).stdout.split()[-1])
+
+
+def test_thin_info_promises_no_more_than_a_trim_frees(lab, booted):
+    """Asked of the guest, and measured afterwards."""
+    trim(lab, NAME)
+    booted.run("dd", "if=/dev/zero", "of=/mnt/waste", "bs=1M", "count=120", "conv=fsync")
+    booted.run("rm", "/mnt/waste")
+    booted.run("sync")
+    before = blocks(booted, "vdb")
+
+    audit = run_module("thin_info", uri=lab.uri, domains=[NAME])
+    (entry,) = audit["domains"]
+    assert {(s["mount_point"], *s["targets"]) for s in entry["guest_file_systems"]} == {
+        ("/", "sda"),
+        ("/mnt", "vdb"),
+    }
+    disks = {disk["target"]: disk for disk in entry["disks"]}
+    for target, mount_point in (("sda", "/"), ("vdb", "/mnt")):
+        assert disks[target]["guest_used_bytes"] == pytest.approx(
+            used(booted, mount_point), abs=2 * MIB
+        )
+        assert disks[target]["reclaimable_estimate"] == "guest"
+    promised = disks["vdb"]["reclaimable_bytes"]
+    assert audit["file_systems"][0]["reclaimable_bytes"] >= promised > 60 * MIB
+
+    trim(lab, NAME)
+    assert promised <= before - blocks(booted, "vdb")
+
+    silent = run_module("thin_info", uri=lab.uri, domains=[NAME], ask_agents=False)
+    (entry,) = silent["domains"]
+    assert entry["guest_file_systems"] is None
+    assert {disk["reclaimable_estimate"] for disk in entry["disks"]} == {""}

@@ -9,9 +9,11 @@ Windows was at hand: what its agent answers is read from qga/commands-win32.c of
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import agent_stand_in
 import pytest
@@ -196,3 +198,75 @@ def test_garbage(lab, guest, name):
     result, entry = trim(lab)
     assert not result["failed"]
     assert [mount["path"] for mount in entry["mounts"]] == ["/"]
+
+
+def audit(lab, **arguments):
+    """thin_info's entry of the guest, and the IDs of its findings."""
+    result = run_module("thin_info", uri=lab.uri, domains=[NAME], **arguments)
+    assert not result["failed"], result["msg"]
+    assert json.dumps(result).isprintable()
+    (entry,) = result["domains"]
+    return entry, [finding["id"] for finding in entry["findings"]]
+
+
+def where_the_disk_hangs(guest):
+    """The agent's words for it, from the XML."""
+    tree = ElementTree.fromstring(guest.xml())
+    controller = tree.find("devices/controller[@type='scsi']/address").attrib
+    drive = tree.find("devices/disk/address").attrib
+    pci = {name: int(controller[name], 0) for name in ("domain", "bus", "slot", "function")}
+    unit = {name: int(drive[name]) for name in ("bus", "target", "unit")}
+    return {"bus-type": "scsi", "pci-controller": pci, **unit}
+
+
+def test_thin_info_and_an_agent_that_hangs(lab, guest):
+    guest.agent("be", fsinfo={})
+    begin = time.monotonic()
+    entry, found = audit(lab, agent_timeout=2)
+    assert time.monotonic() - begin < 40  # not the 60 s that all agents have
+    assert (found, entry["guest_file_systems"]) == (["agent-silent"], None)
+    assert entry["disks"][0]["verdict"] == "works"
+    assert entry["disks"][0]["reclaimable_estimate"] == ""
+    wait_for_stand_in(guest)
+
+
+def test_thin_info_and_an_agent_that_may_not_tell(lab, guest):
+    guest.agent("be")
+    entry, found = audit(lab)
+    assert (found, entry["guest_file_systems"]) == (["agent-refused"], None)
+    assert audit(lab, ask_agents=False)[1] == []
+
+
+def test_thin_info_and_a_guest_that_lies(lab, guest):
+    """It can make its own estimate wrong, and nothing else."""
+    here = where_the_disk_hangs(guest)
+    root = {
+        "name": "sda",
+        "mountpoint": "/",
+        "type": "ext4",
+        "total-bytes": 10 << 30,
+        "disk": [here],
+    }
+    lies = [
+        *({**root, "used-bytes": used} for used in (None, -1, True, "5", 1.5, 1 << 63, [])),
+        *({**root, "used-bytes": 5, "disk": disks} for disks in (None, {}, "sda")),
+        *({**root, "used-bytes": 5, "disk": [{**here, "unit": unit}]} for unit in (-1, "0", None)),
+        *({**root, "used-bytes": 5, "name": name} for name in (None, 5, "")),
+        *(None, 5, "x", []),
+    ]
+    for lie in lies:
+        guest.agent("be", fsinfo={"answer": [lie]})
+        entry, found = audit(lab)
+        assert (found, entry["disks"][0]["reclaimable_bytes"]) == ([], None), lie
+    strange = {**root, "name": "s\x1b[2J", "mountpoint": "/\n" + "x" * 9999, "used-bytes": 5}
+    guest.agent("be", fsinfo={"answer": [strange, *([root] * 2000)]})
+    (system,) = audit(lab)[0]["guest_file_systems"]
+    assert system["mount_point"].isprintable()
+    assert len(system["mount_point"]) < 1100
+    assert (system["device"], system["targets"]) == ("s\\x1b[2J", ["sda"])
+
+    guest.agent("be", fsinfo={"answer": [{**root, "used-bytes": 0}]})
+    entry, _found = audit(lab)
+    held, disk = blocks(guest), entry["disks"][0]
+    assert disk["guest_used_bytes"] == 0
+    assert 0 < disk["reclaimable_bytes"] <= held
