@@ -18,7 +18,7 @@ from lab import LabError, guest_image
 from lab.daemon import CACHE
 from lab.errors import call
 
-from . import guests, live
+from . import audit, guests, live
 from .images import MIB, ROOT, WORK, allocated
 from .pairs import Timing, measure, module, pairs, table
 
@@ -45,11 +45,12 @@ def report(
     copies: dict[str, int],
     ways: Sequence[guests.Row],
     running: Sequence[live.Row],
+    memory: dict[int, int],
 ) -> bool:
     """Print and write it; whether all goals were reached."""
     peaks = {path.stem: int(path.read_text()) for path in sorted(WORK.glob("*.memory"))}
     smaller = 1 - copies["ours"] / copies["theirs"]
-    goals = guests.goals(ways)
+    goals = guests.goals(ways) | audit.memory_goals(memory)
     print(f"\n{table(timings)}\n\n{guests.table(ways)}\n")
     for goal, reached in goals.items():
         print(f"{goal}{'' if reached else '  missed'}")
@@ -70,6 +71,7 @@ def report(
         "ways": [asdict(row) | {"freed_bytes": row.freed_bytes} for row in ways],
         "running": [asdict(row) for row in running],
         "peak_memory_bytes": peaks,
+        "audit_memory_bytes": memory,
     }
     text = json.dumps(result, indent=2) + "\n"
     (RESULTS / "result.json").write_text(text, encoding="utf-8")
@@ -82,14 +84,15 @@ def main() -> int:
     WORK.mkdir(parents=True)
     try:
         timings = []
-        for pair in pairs():
+        for pair in [*audit.pairs(), *pairs()]:
             print(f"==> {pair.title} ({RUNS} runs of each)", flush=True)
             timings.append(measure(pair, runs=RUNS, export=WORK / "hyperfine.json"))
+        memory = audit.memory()
         copies = sizes()
         print("==> A guest's disk, trimmed while it runs, and offline (once each)", flush=True)
         ways = guests.ways()
         print(f"==> A disk of a running guest ({RUNS} runs)", flush=True)
-        return 0 if report(timings, copies, ways, live.rows(WORK, runs=RUNS)) else 1
+        return 0 if report(timings, copies, ways, live.rows(WORK, runs=RUNS), memory) else 1
     except LabError as exc:
         print(f"ERROR: {exc}", file=sys.stderr)
         return 1

@@ -9,7 +9,9 @@ is checked, judged or summed up.  ``python -m bench.bare_audit URI`` runs them a
 
 from __future__ import annotations
 
+import json
 import os
+import struct
 import sys
 
 import libvirt
@@ -21,10 +23,18 @@ _KEPT = (
     libvirt.VIR_CONNECT_LIST_DOMAINS_HAS_CHECKPOINT,
     libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE,
 )
+#: docs/interop/qcow2.txt of QEMU.
+_HEADER = struct.Struct(">4xIQIIQIIQQIIQ")
+_FIELDS = (
+    *("version", "backing_file_offset", "backing_file_size", "cluster_bits", "size"),
+    *("crypt_method", "l1_size", "l1_table_offset", "refcount_table_offset"),
+    *("refcount_table_clusters", "nb_snapshots", "snapshots_offset"),
+)
+_STATUS = ("st_dev", "st_ino", "st_mode", "st_uid", "st_gid", "st_size", "st_blocks", "st_nlink")
 
 
 def audit(uri: str) -> list[Row]:
-    """All domains with their disks; sizes in bytes."""
+    """All domains with their disks, as they are."""
     connection = libvirt.open(uri)
     for kind in _KEPT:
         connection.listAllDomains(kind)
@@ -34,33 +44,40 @@ def audit(uri: str) -> list[Row]:
 
 def _domain(domain: libvirt.virDomain) -> Row:
     configured = etree.fromstring(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
-    active = domain.ID() >= 0
-    tree = etree.fromstring(domain.XMLDesc(0)) if active else configured
+    live = etree.fromstring(domain.XMLDesc(0)) if domain.ID() >= 0 else None
+    judged = configured if live is None else live
     return {
         "name": domain.name(),
         "uuid": domain.UUIDString(),
-        "active": active,
-        "machine": tree.find("os/type").get("machine"),
-        "agent": [target.get("state") for target in tree.findall("devices/channel/target")],
-        "disks": [_disk(disk) for disk in tree.findall("devices/disk")],
+        "active": live is not None,
+        "os": [_attributes(each) for each in judged.findall("os/type")],
+        "agent": [_attributes(each) for each in judged.findall("devices/channel/target")],
+        "configured": _disks(configured),
+        "live": None if live is None else _disks(live),
+        "images": [
+            _image(source.get("file", "")) for source in judged.findall("devices/disk/source")
+        ],
     }
 
 
-def _disk(disk: etree._Element) -> Row:
-    parts = {part.tag: part.attrib for part in disk}
-    path = parts["source"].get("file", "")
+def _disks(tree: etree._Element) -> list[Row]:
+    disks = tree.findall("devices/disk")
+    return [{str(part.tag): _attributes(part) for part in disk} for disk in disks]
+
+
+def _attributes(element: etree._Element) -> Row:
+    return {str(key): str(value) for key, value in element.items()}
+
+
+def _image(path: str) -> Row:
     fd = os.open(path, os.O_RDONLY)
-    status, header = os.fstat(fd), os.pread(fd, 4096, 0)
+    status, data = os.fstat(fd), os.pread(fd, 4096, 0)
     os.close(fd)
+    header = _HEADER.unpack_from(data)
     return {
-        "target": parts["target"].get("dev"),
-        "bus": parts["target"].get("bus"),
         "path": path,
-        "format": parts["driver"].get("type"),
-        "discard": parts["driver"].get("discard"),
-        "promised_bytes": int.from_bytes(header[24:32], "big"),
-        "allocated_bytes": status.st_blocks * 512,
-        "length_bytes": status.st_size,
+        "header": dict(zip(_FIELDS, header, strict=True)),
+        "status": {name: getattr(status, name) for name in _STATUS},
     }
 
 
@@ -73,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    print(*audit(sys.argv[1]), sep="\n")
+    print(json.dumps(audit(sys.argv[1])))

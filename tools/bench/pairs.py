@@ -22,14 +22,15 @@ class Pair:
     """Ours against theirs.
 
     :param prepare: a shell command before every run of both, not timed.
-    :param goal: the ratio of their medians, ours to theirs, must not be above it.
+    :param goal: the ratio of their medians, ours to theirs, must not be above it; None if it is
+        only told.
     """
 
     title: str
     ours: Sequence[str]
     theirs: Sequence[str]
     prepare: str
-    goal: float
+    goal: float | None
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Timing:
     title: str
     ours_seconds: float
     theirs_seconds: float
-    goal: float
+    goal: float | None
 
     @property
     def ratio(self) -> float:
@@ -49,7 +50,7 @@ class Timing:
     @property
     def ok(self) -> bool:
         """The goal is reached."""
-        return self.ratio <= self.goal
+        return self.goal is None or self.ratio <= self.goal
 
 
 def module(name: str, label: str, **arguments: object) -> list[str]:
@@ -127,7 +128,8 @@ def table(timings: Sequence[Timing]) -> str:
     lines = [f"{'':<58}{'ours':>9}{'theirs':>9}{'ratio':>8}{'goal':>8}"]
     lines += [
         f"{timing.title:<58}{timing.ours_seconds:>8.2f}s{timing.theirs_seconds:>8.2f}s"
-        f"{timing.ratio:>8.2f}{timing.goal:>8.2f}{'' if timing.ok else '  missed'}"
+        f"{timing.ratio:>8.2f}{'' if timing.goal is None else format(timing.goal, '>8.2f')}"
+        f"{'' if timing.ok else '  missed'}"
         for timing in timings
     ]
     return "\n".join(lines)
