@@ -46,11 +46,12 @@ storm: setup-test ## kill the modules at hundreds of moments, and look what is l
 
 static: lint types sanity
 
-lint: setup ## ruff, yamllint, ansible-lint, shellcheck, antsibull
+lint: setup ## ruff, yamllint, ansible-lint, shellcheck, biome, antsibull
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
 	@$(RUN) yamllint --strict .
 	@$(RUN) shellcheck -x $(SCRIPTS)
+	@$(RUN) biome check --error-on-warnings .
 	@$(RUN) antsibull-changelog lint
 	@$(RUN) antsibull-docs lint-collection-docs --plugin-docs --skip-rstcheck .
 	@$(RUN) ansible-lint -q
