@@ -123,6 +123,7 @@ def playbook(lab, guests, tmp_path_factory):
         "ansible_connection": "local",
         "ansible_python_interpreter": "/usr/bin/python3",
         "ansible_remote_tmp": str(folder / "tmp"),
+        "ansible_async_dir": str(folder / "async"),
         "thinvirt_uri": lab.uri,
     }
     members = {

@@ -188,6 +188,7 @@ def _inventory(lab: Lab, state: Path) -> Path:
         # A managed host's Python: Debian's, with python3-libvirt and python3-lxml.
         "ansible_python_interpreter": "/usr/bin/python3",
         "ansible_remote_tmp": str(state / "ansible-tmp"),
+        "ansible_async_dir": str(state / "ansible-async"),
         "thinvirt_uri": lab.uri,
     }
     path = state / "inventory.json"

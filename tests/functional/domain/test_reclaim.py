@@ -39,6 +39,7 @@ def test_a_guest_that_was_filled_need_not_trim(lab, mute, tmp_path, filled, ok):
         "ansible_connection": "local",
         "ansible_python_interpreter": "/usr/bin/python3",
         "ansible_remote_tmp": str(tmp_path / "ansible-tmp"),
+        "ansible_async_dir": str(tmp_path / "ansible-async"),
     }
     # What the role zero_fill leaves behind; the play of the hypervisor reads it.
     member = {"kvm_host": "hypervisor", "zero_fill_result": {"domain": mute}} | filled
