@@ -131,7 +131,7 @@ def launch(lab, off, tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=180,
+            timeout=600,
             check=False,
         )
         run = Run(tmp_path / "artifacts" / ident, process.stdout)
@@ -203,6 +203,9 @@ def test_every_playbook_in_check_mode(lab, off, launch, playbook):
     else:
         assert run.rc == 0, run.stdout
         assert "FAILED" not in run.stdout
+    if playbook == "audit":
+        (found,) = run.stats["artifact_data"]["thinvirt_findings"].values()
+        assert found["errors"] == 1  # no discard, which configure sets below
 
 
 def test_compact_gives_back_and_says_how_much(off, launch):
@@ -222,16 +225,8 @@ def test_compact_gives_back_and_says_how_much(off, launch):
     assert run.stats["changed"] == {"hypervisor": 1}
     assert run.stats["artifact_data"] == {"thinvirt_freed_bytes": {"hypervisor": freed}}
 
-    run = launch("reclaim", answers("reclaim", off))  # that is all of it
-    assert run.rc == 0, run.stdout
-    assert run.stats["changed"] == {}
-    assert run.stats["artifact_data"] == {"thinvirt_freed_bytes": {"hypervisor": 0}}
-
 
 def test_configure_sets_discard_and_audit_sees_it(lab, off, launch):
-    run = launch("audit", answers("audit", off))
-    (found,) = run.stats["artifact_data"]["thinvirt_findings"].values()
-    assert found["errors"] == 1
     assert "discard='unmap'" not in lab.virsh("dumpxml", OFF)
     run = launch("configure", answers("configure", off), "--limit=kvm_hosts")
     assert run.rc == 0, run.stdout
