@@ -17,7 +17,6 @@ import typing as t
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import untrimmed
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.turns import MAX_WORKERS
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
-    AgentError,
     AgentTimeoutError,
     BusyError,
     ThinvirtError,
@@ -62,6 +61,7 @@ class Answer:
 
     :param agent: what became of the question to its agent; ``not-asked`` on purpose.
     :param reason: why there is no answer, one sentence; empty otherwise.
+    :param remedy: what to do about that.
     :param file_systems: of the guest, by its word.
     :param addresses: where the domain's disks hang, and their targets.
     :param jobs: what libvirt is working on in it.
@@ -69,6 +69,7 @@ class Answer:
 
     agent: Outcome = "not-asked"
     reason: str = ""
+    remedy: str = ""
     file_systems: tuple[untrimmed.GuestFileSystem, ...] = ()
     addresses: t.Mapping[untrimmed.Address, str] = dataclasses.field(default_factory=dict)
     jobs: tuple[str, ...] = ()
@@ -120,10 +121,8 @@ class Asker:
             )
         except AgentTimeoutError as error:
             return Answer(agent="silent", reason=error.message)
-        except AgentError as error:
-            return Answer(agent="refused", reason=error.message)
         except ThinvirtError as error:
-            return Answer(agent="refused", reason=error.message)
+            return Answer(agent="refused", reason=error.message, remedy=error.remedy)
 
 
 def _jobs(question: Question) -> tuple[str, ...]:

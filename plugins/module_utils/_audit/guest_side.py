@@ -104,8 +104,8 @@ def _agent_findings(name: str, answer: Answer) -> tuple[Finding, ...]:
                 id="agent-refused",
                 severity="warning",
                 reason=f"{answer.reason} So what the guest uses is not known.",
-                remedy="Allow guest-get-fsinfo in the agent's configuration (allow-rpcs, "
-                "block-rpcs), and update qemu-guest-agent if it is older than 3.0.",
+                remedy=f"{answer.remedy} If the agent's configuration blocks guest-get-fsinfo, "
+                "allow it there (allow-rpcs, block-rpcs).".lstrip(),
                 domain=name,
             ),
         )

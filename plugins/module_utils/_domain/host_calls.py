@@ -42,14 +42,19 @@ class HostCalls:
     def active_pools(self) -> list[StoragePool]:
         """The active storage pools, in the order of their names.
 
-        A driver without pools has none, and one that goes away meanwhile is left out.
+        A libvirt without a storage driver, or whose virtstoraged is not there, has none; one that
+        goes away meanwhile is left out.
         """
         try:
             pools = self._connection.listAllStoragePools(
                 libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE
             )
         except libvirt.libvirtError as error:
-            if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
+            if error.get_error_code() in (
+                libvirt.VIR_ERR_NO_SUPPORT,
+                libvirt.VIR_ERR_NO_CONNECT,
+                libvirt.VIR_ERR_SYSTEM_ERROR,  # no such socket
+            ):
                 return []
             raise HypervisorError(f"libvirt could not list the storage pools: {error}.") from error
         found = []

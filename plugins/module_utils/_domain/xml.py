@@ -393,7 +393,7 @@ def _disk(element: t.Any) -> Disk:
         format=_of(parts, "driver", "type"),
         readonly="readonly" in parts,
         shareable="shareable" in parts,
-        controller=_number(address.get("controller")) if drive else None,
+        controller=_number(parts["address"].get("controller")) if drive else None,
         settings=_settings_of(parts),
         job=mirror.get("job", "copy") if mirror is not None else "",
         job_ready=mirror is not None and mirror.get("ready") == "yes",

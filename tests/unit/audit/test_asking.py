@@ -77,7 +77,9 @@ def test_nonsense_is_an_answer_that_tells_nothing(says):
     ],
 )
 def test_what_goes_wrong_is_said(error, outcome):
+    error.remedy = "Wake it up."
     answer = answers(Guest("a", says=error, jobs=["backup"]))["a"]
+    assert answer.remedy == ("Wake it up." if outcome == "refused" else "")
     assert (answer.agent, answer.reason) == (outcome, error.message)
     assert answer.jobs == ("backup",)
 

@@ -115,9 +115,11 @@ def test_what_the_guest_says_is_shown_with_the_disks_that_it_is_of():
     ],
 )
 def test_agents_that_did_not_answer(agent, finding):
-    domain = audited(agent=agent, reason="It said why.")
+    domain = audited(agent=agent, reason="It said why.", remedy="Wake it up.")
     assert [(f.id, f.severity) for f in domain.findings] == ([finding] if finding else [])
     assert (domain.guest_file_systems is None) is (agent != "answered")
+    if agent == "refused":
+        assert domain.findings[0].remedy.startswith("Wake it up. If ")
     if agent in ("silent", "refused"):
         assert domain.findings[0].reason.startswith("It said why.")
 
