@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = ROOT / "docs" / "findings"
 #: Where a finding's ID stands: these arguments of these calls.
 CALLS = {"Finding": "id", "Link": "finding"}
+#: Of functions called _finding, which make one of these in this order.
 SHORT_FORM = ("id", "severity", "reason", "remedy")
 #: A link's severity follows from its state.
 OF_STATE = {"broken": "error", "unknown": "warning"}
@@ -30,7 +31,7 @@ def calls():
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 name = node.func.id
                 arguments = {word.arg: word.value for word in node.keywords}
-                if name == "_finding" and node.args:  # somebody's short form
+                if name == "_finding" and len(node.args) == len(SHORT_FORM):
                     yield path, "Finding", dict(zip(SHORT_FORM, node.args, strict=True))
                 elif name in CALLS and CALLS[name] in arguments:
                     yield path, name, arguments

@@ -59,10 +59,17 @@ def estimate(entry):
     return entry["reclaimable_bytes"], entry["reclaimable_estimate"]
 
 
-def a_pool(name, path, kind="dir", /, **source):
-    element = pool(name, kind, {}, **source)
+def a_pool(name, path):
+    element = pool(name, "dir", {})
     element.find("target/path").text = str(path)
     return element
+
+
+def no_files():
+    """Pools of no files; that of logical volumes has a folder of devices."""
+    volumes = pool("lvm", "logical", {}, name="vg")
+    volumes.find("target/path").text = "/dev"
+    return pool("ceph", "rbd", {}, name="rbdpool", host="monitor"), volumes
 
 
 def test_blocks_that_were_never_written(images, uri):
@@ -163,9 +170,9 @@ def test_pools(images, tmp_path, uri):
         domain("e", disk("vda", tmp_path / "link" / "2.qcow2")),
         a_pool("files", tmp_path / "link"),
         a_pool("nowhere", "/nowhere"),
-        a_pool("ceph", "/nowhere", "rbd", name="rbdpool", host="monitor"),
+        *no_files(),
     )
-    ceph, files, nowhere = audit(where)["pools"]
+    ceph, files, lvm, nowhere = audit(where)["pools"]
     assert (files["name"], files["type"], files["path"]) == ("files", "dir", f"{tmp_path}/link")
     assert files["mount_point"] == run("findmnt", "-n", "-o", "TARGET", "-T", images).strip()
     assert files["promised_bytes"] == 3 << 30
@@ -173,7 +180,7 @@ def test_pools(images, tmp_path, uri):
     size, free = map(int, run("df", "-B1", "--output=size,avail", images).split()[-2:])
     assert files["total_bytes"] == size
     assert abs(files["free_bytes"] - free) < 1 << 30  # others write to it too
-    for entry in (ceph, nowhere):
+    for entry in (ceph, lvm, nowhere):
         said = dict(
             line.split(":", 1)
             for line in run(
@@ -200,7 +207,7 @@ def test_days_until_full(images, uri):
     where = uri(
         domain("d", disk("vda", images / "x.qcow2")),
         a_pool("p", images),
-        a_pool("ceph", "/nowhere", "rbd", name="rbdpool", host="monitor"),
+        no_files()[0],
     )
     now = audit(where)
     taken_at = datetime.datetime.strptime(now["taken_at"], "%Y-%m-%dT%H:%M:%S%z")
