@@ -22,7 +22,8 @@ from compact_lab import allocated, assert_same, image, sha256
 
 MIB = 1 << 20
 SECRET = "s3cr3tVN"  # noqa: S105
-OFF = "awx-off"
+#: A name that reads as a number, which ansible-core makes of an answer that is nothing else.
+OFF = "4711"
 HOST = {"ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3"}
 
 
@@ -155,7 +156,11 @@ ANSWERS = {
         "kvm_host_manage_services": "false",
         "kvm_host_manage_trim": "false",
     },
-    "backup": {"backup_images_dest_dir": "{folder}/backup", "backup_images_min_free_bytes": 0},
+    "backup": {
+        "backup_images_dest_dir": "{folder}/backup",
+        "backup_images_min_free_bytes": 0,
+        "backup_images_quiesce": "off",  # and of this a bool
+    },
     "restore": {
         "restore_images_src": f"{{folder}}/backup/{OFF}",
         "restore_images_name": f"{OFF}-restored",
@@ -197,6 +202,7 @@ def test_every_playbook_in_check_mode(lab, off, launch, playbook):
     run = launch(playbook, answers(playbook, off), "--check", *only)
     assert state(lab, off) == before
     assert not (off / "pwned").exists()
+    assert "ansible_job_id" not in run.text()  # older cores refuse async in check mode
     if playbook in REFUSED:
         assert run.rc == 2
         assert REFUSED[playbook] in run.stdout
@@ -211,7 +217,7 @@ def test_every_playbook_in_check_mode(lab, off, launch, playbook):
 def test_compact_gives_back_and_says_how_much(off, launch):
     disk = off / "disk.qcow2"
     before = allocated(disk)
-    run = launch("compact", answers("compact", off))
+    run = launch("compact", answers("compact", off) | {"thinvirt_domains_lines": OFF})
     assert run.rc == 0, run.stdout
     freed = before - allocated(disk)
     assert freed >= 23 * MIB
