@@ -24,6 +24,8 @@ MIB = 1 << 20
 SECRET = "s3cr3tVN"  # noqa: S105
 #: A name that reads as a number, which ansible-core makes of an answer that is nothing else.
 OFF = "4711"
+#: A domain that nobody has asked for.
+OTHER = "awx-other"
 HOST = {"ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3"}
 
 
@@ -74,8 +76,9 @@ def off(lab, tmp_path_factory):
     (folder / "virtio-win.iso").write_bytes(bytes(MIB))
     disk = image(folder / "disk.qcow2")
     lab.virsh("define", str(_domain(folder, OFF, disk)))
+    lab.virsh("define", str(_domain(folder, OTHER, folder / "nowhere.qcow2")))
     yield folder
-    for name in (OFF, f"{OFF}-restored"):
+    for name in (OFF, OTHER, f"{OFF}-restored"):
         if name in lab.virsh("list", "--all", "--name").split():
             lab.virsh("undefine", name)
 
