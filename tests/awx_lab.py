@@ -66,7 +66,7 @@ def _question_errors(question: dict[str, t.Any]) -> list[str]:
     if errors or kind not in TYPES:
         return errors or [f"there is no type {kind}"]
     default = question.get("default", "")
-    if default != "" and type(default) is not TYPES[kind]:
+    if default != "" and not _is_a(default, TYPES[kind]):
         errors.append(f"its default is no {TYPES[kind].__name__}")
     errors += [
         f"{limit} is no int"
@@ -82,6 +82,11 @@ def _question_errors(question: dict[str, t.Any]) -> list[str]:
     return errors
 
 
+def _is_a(value: object, kind: type) -> bool:
+    """A bool is no int here, as it is none in JSON."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def answer_errors(spec: Survey, answers: dict[str, t.Any]) -> list[str]:
     """Why AWX would refuse to launch a job with these answers; empty if it does."""
     errors = []
@@ -92,7 +97,7 @@ def answer_errors(spec: Survey, answers: dict[str, t.Any]) -> list[str]:
             continue
         answer = answers[name]
         size = answer if kind in ("integer", "float") else len(answer)
-        if type(answer) is not TYPES[kind]:
+        if not _is_a(answer, TYPES[kind]):
             errors.append(f"{name} is no {TYPES[kind].__name__}")
         elif kind == "multiplechoice" and answer not in question["choices"]:
             errors.append(f"{name} is none of its choices")
