@@ -22,9 +22,14 @@ def sync_folder(folder: str) -> None:
         os.close(fd)
 
 
-def write_whole(path: str, text: str) -> None:
-    """Write a file for the owner alone, whole or not at all, by way of ``PATH.tmp``.
+def write_whole(
+    path: str, text: str, *, mode: int = 0o600, owner: int = -1, group: int = -1
+) -> None:
+    """Write a file, by default for the owner alone, whole or not at all, by way of ``PATH.tmp``.
 
+    :param mode: permission bits, whatever the umask is.
+    :param owner: user ID, -1 for who writes it; ``group`` likewise.  Mode and owner are right
+        before the file has its name, so that whoever reads it can do so at every instant.
     :raises ThinvirtError: it can't be written; what was there stays.
     """
     temp = f"{path}.tmp"
@@ -36,6 +41,9 @@ def write_whole(path: str, text: str) -> None:
         with open(os.open(temp, flags, 0o600), "w", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
+            # By the open file: its folder may belong to others, who could exchange a name.
+            os.fchown(file.fileno(), owner, group)
+            os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         os.rename(temp, path)
         sync_folder(os.path.dirname(path))
