@@ -255,6 +255,10 @@ domains:
     recovered:
       description: What a killed run had left, and was removed; empty if nothing.
       type: str
+    moved_bytes:
+      description: Bytes by stage, where they are known; C(copy) is what the copies have in blocks.
+      type: dict
+      sample: {copy: 769720320}
     seconds:
       description: Time by stage.
       type: dict

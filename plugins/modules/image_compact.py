@@ -166,6 +166,11 @@ images:
       description: Whether the whole content of the copy was compared with the original.
       type: bool
       returned: success
+    moved_bytes:
+      description: Bytes by stage, where they are known; C(copy) is what the copy has in blocks.
+      type: dict
+      returned: success
+      sample: {copy: 769720320}
     seconds:
       description: Time by stage.
       type: dict

@@ -24,6 +24,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import
     Stages,
     fd_storage,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.extents import file_usage
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.filesystem import (
     file_system_of,
 )
@@ -84,9 +85,10 @@ def copy_export(
                 fd_storage(fd).path,
                 copy=copy,
                 pass_fds=(fd,),
-                report=report,
+                report=lambda percent: report(percent, file_usage(fd).allocated_bytes),
                 watch=room.check,
             )
+            report(100, file_usage(fd).allocated_bytes)
         begin_writeback(fd)
         _prove(spec, fd, path, tool=tool, room=room, stages=stages)
         with stages.stage("flush"):

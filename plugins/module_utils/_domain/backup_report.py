@@ -63,6 +63,7 @@ def _entry(outcome: Outcome) -> Result:
         "removed": [encodable(path) for path in outcome.removed],
         "recovered": outcome.recovered,
         "seconds": {stage: round(took, 2) for stage, took in outcome.seconds.items()},
+        "moved_bytes": dict(outcome.moved_bytes),
     }
     if outcome.error is not None:
         entry["error"] = outcome.error.result()

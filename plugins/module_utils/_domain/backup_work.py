@@ -83,6 +83,7 @@ class Outcome:
     removed: list[str] = dataclasses.field(default_factory=list)
     recovered: str = ""
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    moved_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
     error: ThinvirtError | None = None
 
 
@@ -134,7 +135,9 @@ class Work:
         self.chosen = chosen
         self.folder = folder
         self.stages = Stages(
-            seconds=outcome.seconds, report=progress_logger(domain.name, settings.log)
+            seconds=outcome.seconds,
+            moved_bytes=outcome.moved_bytes,
+            report=progress_logger(domain.name, settings.log),
         )
         self.tool = QemuImg(timeout=settings.request.timeout)
         self.copy = settings.request.copy(self.tool)

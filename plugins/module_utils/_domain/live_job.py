@@ -13,6 +13,7 @@ import typing as t
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import xml
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Guest
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import HypervisorError
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.progress import Report
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import stop_if_asked
 
 #: A job that has not come on for so long is given up; the chain stays, and is whole.
@@ -69,9 +70,10 @@ class Job:
         self._switches = switches
         self._watch = watch
 
-    def wait_until_ready(self, report: t.Callable[[float], None]) -> None:
+    def wait_until_ready(self, report: Report) -> None:
         """Return when the job could be ended by a pivot.
 
+        :param report: takes how far it has come; QEMU tells these jobs' lengths in bytes.
         :raises HypervisorError: it is gone, for example because the guest is, or it stands still.
         """
         pause, longest = _POLL_SECONDS
@@ -79,9 +81,11 @@ class Job:
         before, moved = -1, begin
         while True:
             disk = xml.parse_domain(self._guest.live_xml()).disk(self._target)
-            if disk is not None and disk.job_ready:
-                return
             job = self._guest.block_job(self._target) if disk is not None and disk.job else None
+            if disk is not None and disk.job_ready:
+                if job is not None:
+                    report(100, job.done)
+                return
             if job is None:
                 raise HypervisorError(
                     f"The block job on disk {self._target} of domain {self._guest.name} ended "
@@ -101,7 +105,7 @@ class Job:
             ):
                 self._limited_seconds = None
                 self._guest.lift_limit(self._target)
-            report(job.percent)
+            report(job.percent, job.done)
             self._watch()
             stop_if_asked()
             time.sleep(pause)

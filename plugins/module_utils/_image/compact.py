@@ -202,6 +202,7 @@ class _Compaction:
         else:
             self._shrink(outcome, facts, users)
         outcome.seconds = dict(self.stages.seconds)
+        outcome.moved_bytes = dict(self.stages.moved_bytes)
         return outcome
 
     def _header(self) -> ImageHeader:

@@ -29,7 +29,9 @@ class Outcome:
         None where only a copy would tell.
     :param recovered: what a killed run had left and what was done about it; empty if nothing.
     :param kept: path of the original, if it was kept.
+    :param moved_bytes: by stage, as far as that can be told.
     :param compared: the copy was compared with its source.
+    :param moved_to: path of the new image, if it lies in another folder.
     """
 
     path: str
@@ -41,7 +43,9 @@ class Outcome:
     recovered: str = ""
     kept: str = ""
     compared: bool = False
+    moved_to: str = ""
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    moved_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def changed(self) -> bool:

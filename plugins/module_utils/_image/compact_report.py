@@ -96,8 +96,10 @@ def entry(path: str, outcome: Outcome | ThinvirtError) -> Result:
         "reclaimable_bytes": outcome.reclaimable_bytes,
         "recovered": outcome.recovered,
         "kept": encodable(outcome.kept),
+        **({"moved_to": encodable(outcome.moved_to)} if outcome.moved_to else {}),
         "compared": outcome.compared,
         "seconds": {stage: round(took, 2) for stage, took in outcome.seconds.items()},
+        "moved_bytes": dict(outcome.moved_bytes),
     }
 
 
@@ -108,4 +110,5 @@ def line(outcome: Outcome | ThinvirtError, *, check_mode: bool) -> str:
     if not outcome.changed:
         return f"left as it is. {outcome.reason}"
     freed = f"{outcome.freed_bytes / 2**20:.1f} MiB {'to be freed' if check_mode else 'freed'}"
-    return f"{outcome.method}, {freed}. {outcome.reason}"
+    where = f" Moved to {shown(outcome.moved_to)}." if outcome.moved_to else ""
+    return f"{outcome.method}, {freed}. {outcome.reason}{where}"

@@ -36,6 +36,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import (
     probe_locks,
     refuse_reader,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.progress import Report
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_argv import (
     Copy,
     Storage,
@@ -65,19 +66,24 @@ LEAVE_SECONDS = 10.0
 class Stages:
     """Seconds by stage, in the order in which they were begun, and a way to follow them.
 
-    :param report: takes the stage and its per cent, None where that is not known.
+    :param report: takes the stage, its per cent and its bytes, None where one is not known.
+    :param moved_bytes: what stages have moved, as far as they tell.
     """
 
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-    report: t.Callable[[str, float | None], None] = lambda _stage, _percent: None
+    report: t.Callable[[str, float | None, int | None], None] = lambda *_far: None
+    moved_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @contextlib.contextmanager
-    def stage(self, name: str) -> t.Iterator[t.Callable[[float], None]]:
+    def stage(self, name: str) -> t.Iterator[Report]:
         begin = time.monotonic()
+        before = self.moved_bytes.get(name, 0)  # of another disk, or an earlier attempt
 
-        def report(percent: float | None) -> None:
+        def report(percent: float | None, done_bytes: int | None = None) -> None:
             stop_if_asked()
-            self.report(name, percent)
+            if done_bytes is not None:
+                self.moved_bytes[name] = before + done_bytes
+            self.report(name, percent, done_bytes)
 
         report(None)
         try:
@@ -221,9 +227,10 @@ def _fill(
                 fd_storage(fd).path,
                 copy=copy,
                 pass_fds=(source.fd, fd),
-                report=report,
+                report=lambda percent: report(percent, file_usage(fd).allocated_bytes),
                 watch=room.check,
             )
+            report(100, file_usage(fd).allocated_bytes)
         except CommandError as error:
             raise _copy_failed(source.path, error) from error
 
