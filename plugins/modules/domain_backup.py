@@ -101,6 +101,12 @@ options:
     description: Read no more than so many bytes a second from a running domain; V(0) for no limit.
     type: int
     default: 0
+  parallel:
+    description:
+      - How many domains are backed up at the same time. Who has the oldest newest version, or none,
+        comes first.
+    type: int
+    default: 1
   allowed_dirs:
     description:
       - Folders, with all that is below them, where backing files of a domain that is shut off may
@@ -278,6 +284,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.backup import
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.backup_work import Settings
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Hypervisor
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.select import refuse_duplicates
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.turns import MAX_WORKERS
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image import convert
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.inspect import Options
@@ -302,6 +309,7 @@ def main() -> None:
             "min_free_bytes": {"type": "int", "default": 1 << 30},
             "scratch_dir": {"type": "path"},
             "bandwidth_bytes": {"type": "int", "default": 0},
+            "parallel": {"type": "int", "default": 1},
             "allowed_dirs": {"type": "list", "elements": "str", "default": []},
             "timeout": {"type": "int", "default": 21600},
         },
@@ -311,6 +319,8 @@ def main() -> None:
     for name in ("keep", "min_free_bytes", "bandwidth_bytes"):
         if params[name] < 0:
             module.fail_json(msg=f"{name} must be at least 0.")
+    if not 1 <= params["parallel"] <= MAX_WORKERS:
+        module.fail_json(msg=f"parallel must be between 1 and {MAX_WORKERS}.")
     try:
         refuse_duplicates("disks", params["disks"])
         options = Options(allowed_dirs=tuple(params["allowed_dirs"]), timeout=params["timeout"])
@@ -332,6 +342,7 @@ def main() -> None:
                 scratch_dir=convert.checked_folder(scratch_dir) if scratch_dir else "",
                 with_secrets=params["with_secrets"],
                 bandwidth_bytes=params["bandwidth_bytes"],
+                parallel=params["parallel"],
                 request=request,
                 check_mode=module.check_mode,
                 log=module.log,

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Back up the domains of a host, one after the other."""
+"""Back up the domains of a host."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection im
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.policy import (
     refuse_unknown_disks,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.turns import side_by_side
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image import archive
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import StoppedError
@@ -41,11 +42,28 @@ def back_up(hypervisor: Hypervisor, patterns: t.Sequence[str], settings: Setting
         with _noting(outcome, settings):
             domains.append(xml.parse_domain(guest.live_xml()))
     refuse_unknown_disks(domains, settings.disks)
-    for outcome in outcomes:
-        if outcome.error is None:
-            with _noting(outcome, settings):
-                _back_up(hypervisor, outcome, settings)
+    waiting = [outcome for outcome in outcomes if outcome.error is None]
+    # Who has waited longest for a backup comes first: the night may be too short for all.
+    waiting.sort(key=lambda outcome: _last_backup(outcome, settings))
+    place = frozenset((os.stat(settings.folder).st_dev,))
+
+    def work(outcome: Outcome) -> None:
+        with _noting(outcome, settings):
+            _back_up(hypervisor, outcome, settings)
+
+    side_by_side(work, [(outcome, place) for outcome in waiting], each=settings.parallel)
     return outcomes
+
+
+def _last_backup(outcome: Outcome, settings: Settings) -> str:
+    """When the newest version was made; empty if there is none, or none that can be read."""
+    guest = outcome.guest
+    folder = os.path.join(settings.folder, archive.folder_name(guest.name))
+    try:
+        versions = archive.versions_of(folder, uuid=guest.uuid)
+    except OSError:
+        return ""  # backing it up will say so
+    return versions[-1].manifest.created if versions else ""
 
 
 @contextlib.contextmanager

@@ -99,6 +99,7 @@ class Settings:
     :param scratch_dir: where the scratch files go; empty for the folder of the first image.
     :param with_secrets: put passwords into the manifest.
     :param bandwidth_bytes: read no more than so many a second of a running domain's disk; 0: all.
+    :param parallel: so many domains are backed up at once.
     :param request: what the copies are to be like, and their bounds.
     :param versions: of libvirt and QEMU.
     """
@@ -112,6 +113,7 @@ class Settings:
     scratch_dir: str
     with_secrets: bool
     bandwidth_bytes: int
+    parallel: int
     request: Request
     check_mode: bool
     log: t.Callable[[str], None]

@@ -289,6 +289,38 @@ def slow(lab, domain):
     return guest, begin
 
 
+def test_who_has_waited_longest_comes_first(lab, domain, folder):
+    names = ("b-a", "b-b", "b-c")
+    for name in names:
+        lab.virsh("start", domain(name).name, "--paused")
+    assert entry(backup(lab, folder, "b-b"))["changed"]
+    assert entry(backup(lab, folder, "b-a"))["changed"]
+    result = backup(lab, folder, "b-*")
+    assert not result["failed"], result["msg"]
+    assert [made["name"] for made in result["domains"]] == list(names)
+    times = {m["name"]: os.stat(m["version"] + "/manifest.json") for m in result["domains"]}
+    order = sorted(names, key=lambda name: times[name].st_mtime_ns)
+    assert order == ["b-c", "b-b", "b-a"]
+
+
+def test_side_by_side(lab, domain, folder):
+    guests = [domain(name, data_mib=16) for name in ("b-a", "b-b")]
+    for guest in guests:
+        lab.virsh("start", guest.name, "--paused")
+    given = {"uri": lab.uri, "domains": ["b-*"], "dest_dir": str(folder)}
+    process = start(module="domain_backup", bandwidth_bytes=4 * MIB, parallel=2, **given)
+    # Both are at work at one instant.
+    wait_for(lambda: all(copying(guest, folder) for guest in guests))
+    result = answer(process)
+    assert not result["failed"], result["msg"]
+    for guest, made in zip(guests, result["domains"], strict=True):
+        assert_whole(made["version"])
+        assert_same(made["version"], guest)
+        assert_nothing_left(lab, guest, folder)
+    refusal = backup(lab, folder, "b-*", parallel=0)
+    assert_explains(refusal, "parallel must be between")
+
+
 def copying(guest, folder):
     """The job runs and something of it is copied."""
     partial = [name for name in versions(folder, guest.name) if name.endswith(".partial")]
