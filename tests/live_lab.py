@@ -181,9 +181,9 @@ class Writer:
         return Path(xml.partition("<source file='")[2].partition("'")[0])
 
 
-def assert_one_file(guest: Guest) -> None:
+def assert_one_file(guest: Guest, path: Path | None = None) -> None:
     """The domain is on its one file, and nothing is beside it."""
-    path = guest.disk("sda").path
+    path = path or guest.disk("sda").path
     for inactive in (False, True):
         assert f"<source file='{path}'" in guest.xml(inactive=inactive)
     left = [name for name in leftovers(path.parent) if path.name in name]

@@ -100,6 +100,16 @@ options:
         meanwhile, nothing but the files' names tells that the last writes are in an overlay.
     type: bool
     default: false
+  dest_dir:
+    description:
+      - Put the new images into this folder, whatever that saves. It has to exist. To move a disk
+        into a storage pool, name the pool's folder; pools are refreshed in the end.
+      - The domain's configuration names the new image afterwards, and nothing else of it changes.
+        The original goes when the domain is on the new one, unless O(keep_original), which leaves
+        it where it is. An image that lies in this folder already is compacted there.
+      - Only with O(method=auto) or V(rewrite). Domains that run are left alone, unless
+        O(power=live) or O(power=cycle).
+    type: path
   shutdown_timeout:
     description:
       - Seconds that a guest may take to power off, and again to come back, with O(power=cycle).
@@ -113,6 +123,8 @@ options:
     type: int
     default: 1
 notes:
+  - How far it is goes to the host's log (syslog, journal) from time to time, with the stage, its
+    per cent and its bytes.
   - With O(power=live), C(stall_seconds) is an upper limit; how long exactly the guest's requests
     waited while QEMU exchanged the file, it does not tell.
   - A block job of libvirt switches a running guest some milliseconds before libvirt writes down to
@@ -150,6 +162,12 @@ EXAMPLES = r"""
     disks: [vdb]
     power: live
     compression: zstd
+
+- name: Move a running guest's disks to faster storage, compacted
+  thinvirt.kvm.domain_compact:
+    domains: [db1]
+    power: live
+    dest_dir: /srv/nvme/images
 
 - name: Make one file again of whatever a crash of the host has left
   thinvirt.kvm.domain_compact:
@@ -233,8 +251,12 @@ domains:
           type: str
           sample: vda
         path:
-          description: Its image.
+          description: Its image, as it was called before.
           type: str
+        moved_to:
+          description: Its new image.
+          type: str
+          returned: with O(dest_dir), when it was moved
         changed:
           description: Whether it was (in check mode, would be) made smaller.
           type: bool
@@ -246,6 +268,12 @@ domains:
         reason:
           description: Why that was done, or why nothing was.
           type: str
+          returned: success
+        moved_bytes:
+          description:
+            - Bytes by stage, where they are known; C(copy) is what the copy has in blocks,
+              C(mirror) and C(commit) what QEMU has moved.
+          type: dict
           returned: success
         seconds:
           description:
@@ -281,6 +309,8 @@ domains:
           type: str
 """
 
+from dataclasses import replace
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import compact_report
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.compact import Compactor
@@ -292,6 +322,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.select import
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.turns import MAX_WORKERS
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image import compact_policy
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.convert import checked_folder
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_raise
 from ansible_collections.thinvirt.kvm.plugins.module_utils._spec import (
     compact_spec,
@@ -314,6 +345,7 @@ def main() -> None:
             "trim": {"type": "bool", "default": True},
             "accept_transient": {"type": "bool", "default": False},
             "bandwidth_bytes": {"type": "int", "default": 0},
+            "dest_dir": {"type": "path"},
             "shutdown_timeout": {"type": "int", "default": 300},
             "parallel": {"type": "int", "default": 1},
             **compact_spec(),
@@ -326,7 +358,8 @@ def main() -> None:
     try:
         refuse_duplicates("disks", params["disks"])
         refuse_live_wishes(params)
-        request = compact_policy.request_of(params, image_format="auto")
+        folder = checked_folder(params["dest_dir"]) if params["dest_dir"] else ""
+        request = replace(compact_policy.request_of(params, image_format="auto"), dest_dir=folder)
         with signals_raise(), Hypervisor(params["uri"], local_only=True) as hypervisor:
             compactor = Compactor(
                 hypervisor=hypervisor,
@@ -344,7 +377,9 @@ def main() -> None:
             )
             outcomes = compactor.domains(params["domains"])
             if not module.check_mode:
-                hypervisor.refresh_pools(disk.path for o in outcomes for disk in o.disks)
+                hypervisor.refresh_pools(
+                    path for o in outcomes for disk in o.disks for path in disk.paths()
+                )
     except ThinvirtError as error:
         module.fail_json(**error.result())
     answer = compact_report.result(outcomes, check_mode=module.check_mode)

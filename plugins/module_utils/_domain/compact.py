@@ -19,15 +19,22 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import (
     trim,
     xml,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.compact_outcome import (
+    DiskOutcome,
+    Outcome,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import (
     Guest,
     Hypervisor,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.live import (
     LiveCompaction,
-    LiveOutcome,
 )
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.live_checks import Bounds
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.live_checks import (
+    Bounds,
+    WriteRate,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.move import Move
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.turns import side_by_side
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.usage import Users
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
@@ -44,54 +51,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import Stopp
 
 #: Seconds that a guest may take to trim; one that is not done by then goes on trimming.
 _TRIM_SECONDS = 600
-
-
-@dataclasses.dataclass
-class DiskOutcome:
-    """One disk: what became of its image, or why nothing did."""
-
-    target: str
-    path: str
-    outcome: compact.Outcome | None = None
-    error: ThinvirtError | None = None
-    live: LiveOutcome | None = None
-
-
-@dataclasses.dataclass
-class Outcome:
-    """One domain.
-
-    :param status: ``done``, ``skipped`` or ``failed``.
-    :param recovered: what killed runs had left of its disks while it ran, and what became of it.
-    :param trimmed_bytes: what the guest's own trim gave back first; None if it was not asked to.
-    :param forgotten: a run that was killed has left it shut down.
-    :param downtime_seconds: how long a guest was off that ran before; None if it was not.
-    """
-
-    guest: Guest
-    status: str = "done"
-    reason: str = ""
-    disks: list[DiskOutcome] = dataclasses.field(default_factory=list)
-    recovered: list[str] = dataclasses.field(default_factory=list)
-    trimmed_bytes: int | None = None
-    forgotten: bool = False
-    downtime_seconds: float | None = None
-    error: ThinvirtError | None = None
-
-    @property
-    def changed(self) -> bool:
-        return (
-            self.forgotten
-            or bool(self.recovered)
-            or bool(self.trimmed_bytes)
-            or self.downtime_seconds is not None
-            or any(disk.outcome.changed for disk in self.disks if disk.outcome)
-        )
-
-    def errors(self) -> list[ThinvirtError]:
-        """All that went wrong, that of the domain first."""
-        found = [self.error] if self.error else []
-        return found + [disk.error for disk in self.disks if disk.error]
 
 
 @dataclasses.dataclass
@@ -154,8 +113,8 @@ class Compactor:
         return outcomes
 
     def _file_systems(self, domain: xml.Domain) -> frozenset[int]:
-        """Where the disks lie that are to be worked on; those that can't be found, nowhere."""
-        devices = set()
+        """Where the disks lie, and go, that are to be worked on; those not to be found, nowhere."""
+        devices = {os.stat(self.request.dest_dir).st_dev} if self.request.dest_dir else set()
         for disk in policy.choose_disks(domain, self.disks):
             with contextlib.suppress(HypervisorError, OSError):
                 devices.add(os.stat(self.hypervisor.disk_path(disk)).st_dev)
@@ -185,7 +144,7 @@ class Compactor:
     def _compact(self, outcome: Outcome, configured: xml.Domain) -> None:
         guest = outcome.guest
         if not guest.is_active():
-            outcome.disks = self._disks(configured, check_mode=self.check_mode)
+            outcome.disks = self._disks(guest, configured, check_mode=self.check_mode)
             return
         live = xml.parse_domain(guest.live_xml())
         if self.power == "keep":
@@ -194,7 +153,7 @@ class Compactor:
         if self.power == "live":
             self._compact_live(outcome, configured, live)
             return
-        planned = self._disks(configured, check_mode=True, running=True)
+        planned = self._disks(guest, configured, check_mode=True, running=True)
         worth_it = any(disk.outcome and disk.outcome.changed for disk in planned)
         if worth_it:
             restart.refuse_no_return(guest, configured, live)
@@ -207,7 +166,7 @@ class Compactor:
             guest, timeout=self.shutdown_timeout, expect_agent=live.agent_connected
         ):
             outcome.downtime_seconds = time.monotonic() - begin
-            outcome.disks = self._disks(configured, check_mode=False)
+            outcome.disks = self._disks(guest, configured, check_mode=False)
         outcome.downtime_seconds = time.monotonic() - begin
 
     def _compact_live(self, outcome: Outcome, configured: xml.Domain, live: xml.Domain) -> None:
@@ -263,6 +222,7 @@ class Compactor:
             moves = os.path.realpath(now) != os.path.realpath(done.path)
             live_policy.refuse_disk(live.name, running, moves=bool(now and done.path) and moves)
             _refuse_foreign(live.name, disk, done.path)
+            done.writes = WriteRate(outcome.guest, disk.target)
             done.outcome = estimate(
                 done.path,
                 self._live_request(disk),
@@ -297,7 +257,9 @@ class Compactor:
                 path,
                 source=source,
                 request=self._live_request(disk),
-                bounds=Bounds(self.bandwidth_bytes),
+                bounds=Bounds(
+                    self.bandwidth_bytes, done.writes.bytes_per_second() if done.writes else 0.0
+                ),
                 stages=Stages(report=progress_logger(path, self.log)),
             )
             if self.check_mode:
@@ -312,15 +274,21 @@ class Compactor:
             done.error = error
 
     def _disks(
-        self, domain: xml.Domain, *, check_mode: bool, running: bool = False
+        self, guest: Guest, domain: xml.Domain, *, check_mode: bool, running: bool = False
     ) -> list[DiskOutcome]:
         return [
-            self._disk(domain, disk, check_mode=check_mode, running=running)
+            self._disk(guest, domain, disk, check_mode=check_mode, running=running)
             for disk in policy.choose_disks(domain, self.disks)
         ]
 
     def _disk(
-        self, domain: xml.Domain, disk: xml.Disk, *, check_mode: bool, running: bool
+        self,
+        guest: Guest,
+        domain: xml.Domain,
+        disk: xml.Disk,
+        *,
+        check_mode: bool,
+        running: bool,
     ) -> DiskOutcome:
         done = DiskOutcome(disk.target, disk.path)
         try:
@@ -331,6 +299,8 @@ class Compactor:
             if running:
                 obstacles = functools.partial(self._users.obstacles, off=domain.uuid)
                 done.outcome = estimate(done.path, request, obstacles=obstacles, stages=stages)
+            elif request.moves(os.path.realpath(done.path)):
+                done.outcome = self._moved(guest, disk, done.path, request, stages)
             else:
                 done.outcome = compact.compact(
                     done.path,
@@ -344,6 +314,22 @@ class Compactor:
         except ThinvirtError as error:
             done.error = error
         return done
+
+    def _moved(
+        self, guest: Guest, disk: xml.Disk, path: str, request: Request, stages: Stages
+    ) -> compact.Outcome:
+        """The disk of a domain that is shut off, in another folder."""
+        request = dataclasses.replace(request, method="rewrite")
+        outcome = estimate(path, request, obstacles=self._users.obstacles, stages=stages)
+        move = Move(
+            self.hypervisor, guest, disk.target, outcome.path, request=request, stages=stages
+        )
+        if self.check_mode:
+            move.refuse()
+        else:
+            outcome = dataclasses.replace(outcome, method="none", after=outcome.before)
+            move.carry_out(outcome)
+        return outcome
 
 
 def _gain(done: DiskOutcome) -> int:

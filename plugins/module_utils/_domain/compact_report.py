@@ -7,7 +7,7 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import restart
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.compact import (
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.compact_outcome import (
     DiskOutcome,
     Outcome,
 )

@@ -25,7 +25,24 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection im
     Guest,
     Hypervisor,
 )
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.live_checks import Bounds, refuse
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.live_checks import (
+    Bounds,
+    refuse,
+    refuse_disagreement,
+    refuse_full,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.live_copy import (
+    Dropped,
+    copied,
+    make_overlay,
+    name_elsewhere,
+    pointer,
+    refuse_taken_place,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.live_files import (
+    Files,
+    live_of,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.live_job import (
     Job,
     Switches,
@@ -40,10 +57,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     RefusedError,
     ThinvirtError,
 )
-from ansible_collections.thinvirt.kvm.plugins.module_utils._image.attributes import (
-    copy_attributes,
-    new_file_like,
-)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact_outcome import (
     Outcome,
     sizes_of,
@@ -51,7 +64,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact_outcom
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact_policy import (
     Request,
 )
-from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact_rewrite import Rewrite
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.estimate import facts_in_use
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.files import (
     OpenImage,
@@ -62,7 +74,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
     Identity,
     Journal,
     Live,
-    Part,
     Record,
     open_journal,
     overlay_name,
@@ -76,14 +87,11 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_img impor
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.recover import refuse_live
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import (
     NewCopy,
-    Source,
     Stages,
     identity_at,
     refuse_taken_name,
-    verified_copy,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_wait
-from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.durable import sync_folder
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
 
 
@@ -97,10 +105,6 @@ class LiveOutcome:
 
     stall_seconds: float = 0.0
     overlay_bytes: int = 0
-
-
-class _Dropped(Exception):  # noqa: N818 (no error: the image is not worth it after all)
-    pass
 
 
 class LiveCompaction:
@@ -134,10 +138,13 @@ class LiveCompaction:
         self.stages = stages
         self.switches = Switches()
         self.live = LiveOutcome()
-        self.folder = os.path.dirname(path)
+        self._pointer: Journal | None = None
         self._deadline = time.monotonic() + request.timeout
         self._tool = QemuImg(timeout=request.timeout)
-        self._keep = f"{os.path.basename(path)}.thinvirt-original" if request.keep_original else ""
+        name = os.path.basename(path)
+        # One that moves keeps its original where it is.
+        self._keep = f"{name}.thinvirt-original" if request.keep_original else ""
+        self.files = Files(path, os.path.join(request.dest_dir, name) if self.moves else path)
 
     def carry_out(self, outcome: Outcome) -> None:
         """Do it, and say in ``outcome`` what has become of the image.
@@ -159,7 +166,13 @@ class LiveCompaction:
             raise failure(self.path, "compacted", error) from error
         finally:
             outcome.seconds = dict(self.stages.seconds)
+            outcome.moved_bytes = dict(self.stages.moved_bytes)
             self.live.stall_seconds = self.switches.longest_seconds
+
+    @property
+    def moves(self) -> bool:
+        """The image is to lie in another folder."""
+        return self.request.moves(self.path)
 
     def _with_journal(self, journal: Journal, outcome: Outcome) -> None:
         live = Live(
@@ -168,19 +181,27 @@ class LiveCompaction:
             overlay=overlay_name(self.path),
             source=self.source,
             image_format=self.disk.format,
+            base=self.path if self.moves else "",
+            dest=self.files.new if self.moves else "",
         )
         self._record = Record("live", policy.SNAPSHOT, os.getpid(), None, live=live)
+        self.files = Files.of(self.path, self._record)
         longest = max(map(len, map(os.fsencode, (live.overlay, temp_name(self.path)))))
-        if longest > os.pathconf(self.folder, "PC_NAME_MAX"):
+        if longest > min(os.pathconf(folder, "PC_NAME_MAX") for folder in self.files.folders):
             raise RefusedError(
                 f"{shown(self.path)} has too long a name for an overlay beside it; nothing was "
                 "changed.",
                 remedy="Use power=cycle after giving it a shorter one.",
             )
         journal.write(self._record)
+        with pointer(self.files, journal) as self._pointer:
+            self._in_order(journal, outcome)
+
+    def _in_order(self, journal: Journal, outcome: Outcome) -> None:
+        """Do it, and settle it however it went."""
         try:
             self._to_new_base(journal, outcome)
-        except _Dropped:
+        except Dropped:
             with signals_wait():
                 self._settling(journal, bandwidth_bytes=0).settle()
             return
@@ -212,14 +233,19 @@ class LiveCompaction:
             stages=self.stages,
             switches=self.switches,
             bandwidth_bytes=bandwidth_bytes,
+            pointer=self._pointer,
         )
 
     def _note_after(self, outcome: Outcome, *, finished: bool) -> None:
         if not finished:
             return
         outcome.method = "live"
-        outcome.kept = os.path.join(self.folder, self._keep) if self._keep else ""
-        with open_image(self.path) as image:
+        if self.moves:
+            outcome.moved_to = self.files.new
+            outcome.kept = self.path if os.path.lexists(self.path) else ""
+        elif self._keep:
+            outcome.kept = os.path.join(os.path.dirname(self.path), self._keep)
+        with open_image(self.files.new) as image:
             header = read_open_header(image, path=image.path, image_format=self.disk.format)
             outcome.after = sizes_of(header)
 
@@ -229,7 +255,10 @@ class LiveCompaction:
         :raises RefusedError: it must not be done; nothing was changed.
         """
         refuse(self.path, self.disk.format, self.request, self.bounds, tool=self._tool)
-        refuse_taken_name(self.path, self._keep)
+        if self.moves:
+            refuse_taken_place(self.files)
+        else:
+            refuse_taken_name(self.path, self._keep)
 
     def _to_new_base(self, journal: Journal, outcome: Outcome) -> None:
         """From the image alone to an overlay on its copy."""
@@ -241,41 +270,24 @@ class LiveCompaction:
         self._mirror(journal)
 
     def _write_to_overlay(self) -> None:
-        live = self._live()
         with self.stages.stage(policy.SNAPSHOT):
-            self._make_overlay(live.overlay)
+            self._make_overlay(self.files.overlay)
             others = [
                 disk.target
                 for disk in xml.parse_domain(self.guest.live_xml()).disks
                 if disk.target != self.disk.target
             ]
             with self.switches.timed():
-                self.guest.write_to_overlay(
-                    self.disk.target, os.path.join(self.folder, live.overlay), others=others
-                )
+                self.guest.write_to_overlay(self.disk.target, self.files.overlay, others=others)
 
-    def _live(self) -> Live:
-        if self._record.live is None:
-            raise AssertionError("every record of ours has it")
-        return self._record.live
-
-    def _make_overlay(self, name: str) -> None:
-        path = os.path.join(self.folder, name)
-        with open_image(self.path) as image:
-            header = read_open_header(image, path=image.path, image_format=self.disk.format)
-            fd = new_file_like(image.fd, path)
-            try:
-                self._tool.create_overlay(
-                    fd,
-                    size_bytes=header.virtual_size_bytes,
-                    backing=self.path,
-                    backing_format=self.disk.format,
-                )
-                copy_attributes(image.fd, fd)
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-        sync_folder(self.folder)
+    def _make_overlay(self, overlay: str) -> None:
+        make_overlay(
+            self._tool,
+            overlay,
+            like=self.path,
+            below=self.files.below(overlay),
+            image_format=self.disk.format,
+        )
 
     def _copied(
         self,
@@ -288,135 +300,90 @@ class LiveCompaction:
         stack.enter_context(writers_kept_out(image.fd, self.path))
         refuse_other_writers(image.fd, self.path)
         header = read_open_header(image, path=image.path, image_format=self.disk.format)
-        rewrite = Rewrite(
+        return copied(
             image,
             facts_in_use(image, header),
-            self.request,
-            zeros=lambda: 0,
+            stack,
+            new=self.files.new,
+            request=self.request,
+            bandwidth_bytes=self.bounds.bandwidth_bytes,
             journal=journal,
+            record=self._record,
             tool=self._tool,
             stages=self.stages,
+            outcome=outcome,
         )
-        plan = rewrite.plan()
-        rewrite.refuse_too_little_space(plan.needed_bytes)
-        sparse = "preallocation" not in plan.copy.options
-        new, record = stack.enter_context(
-            verified_copy(
-                Source(self.path, image.fd, plan.spec),
-                self.path,
-                copy=dataclasses.replace(plan.copy, bandwidth_bytes=self.bounds.bandwidth_bytes),
-                min_free_bytes=self.request.min_free_bytes,
-                journal=Part(journal, self._record),
-                tool=self._tool,
-                stages=self.stages,
-                finish=rewrite.thin if sparse else None,
-            )
-        )
-        outcome.compared = True
-        allocated = os.fstat(image.fd).st_blocks * 512
-        saved = allocated - (new.usage.allocated_bytes or 0)
-        enough = self.request.threshold(allocated)
-        if (plan.keeps_form or plan.denser) and saved < enough:
-            outcome.reclaimable_bytes = saved
-            outcome.reason = (
-                f"The copy was {saved} bytes smaller, less than the {enough} worth it; it was "
-                "dropped."
-            )
-            raise _Dropped
-        copy_attributes(image.fd, new.fd)
-        os.fsync(new.fd)
-        return new, record
 
     def _swap(self, journal: Journal, image: OpenImage, new: NewCopy, record: Record) -> None:
-        """Give the copy the image's name; the original keeps another one."""
-        live = dataclasses.replace(self._live(), second=overlay_name(self.path))
+        """Give the copy its name; an original that loses its own by that keeps another one."""
+        live = dataclasses.replace(
+            live_of(self._record, self.path), second=overlay_name(self.files.new)
+        )
         with self.stages.stage(policy.SWAP), signals_wait():
-            self._record = dataclasses.replace(
-                self._record,
-                stage=policy.SWAP,
-                source=record.source,
-                temp=record.temp,
-                kept=self._keep or temp_name(self.path),
-                keep_original=bool(self._keep),
-                copy=Identity.of(os.fstat(new.fd)),
-                live=live,
+            record = dataclasses.replace(
+                record, stage=policy.SWAP, keep_original=bool(self._keep), live=live
             )
-            journal.write(self._record)
+            if not self.files.moves:
+                kept = self._keep or temp_name(self.path)
+                record = dataclasses.replace(record, kept=kept)
+            self._record = record
+            self.files = Files.of(self.path, record)
+            journal.write(record)
+            if self._pointer is not None:
+                self._pointer.write(record)
             # From here on what is to be removed is told by what is found.
             new.swapping = True
-            self._make_overlay(live.second)
-            kept = os.path.join(self.folder, self._record.kept)
-            os.link(self.path, kept, follow_symlinks=False)
-            if (
-                identity_at(kept) != self._record.source
-                or Identity.of(os.fstat(image.fd)) != self._record.source
-            ):
-                raise RefusedError(
-                    f"{shown(self.path)} was changed or exchanged by somebody else.",
-                    remedy="Find out who does so without QEMU's locks.",
-                )
-            sync_folder(self.folder)
-            if identity_at(new.name) != self._record.copy:
+            self._make_overlay(self.files.second)
+            if self.files.moves:
+                self._refuse_exchanged(image, self.path)
+                name_elsewhere(self.files, new)
+                return
+            os.link(self.path, self.files.kept, follow_symlinks=False)
+            self._refuse_exchanged(image, self.files.kept)
+            self.files.sync_folders()
+            if identity_at(new.name) != record.copy:
                 raise RefusedError(f"{shown(new.name)} was changed or exchanged by somebody else.")
             os.rename(new.name, self.path)
-            sync_folder(self.folder)
+            self.files.sync_folders()
+
+    def _refuse_exchanged(self, image: OpenImage, name: str) -> None:
+        source = self._record.source
+        if identity_at(name) != source or Identity.of(os.fstat(image.fd)) != source:
+            raise RefusedError(
+                f"{shown(self.path)} was changed or exchanged by somebody else.",
+                remedy="Find out who does so without QEMU's locks.",
+            )
 
     def _mirror(self, journal: Journal) -> None:
         """Have the guest write to an overlay on the copy, and QEMU leave the original."""
-        live = self._live()
         self._advance(journal, policy.MIRROR)
         job = Job(
             self.guest,
             self.disk.target,
             switches=self.switches,
             watch=self._watch,
-            limited_seconds=patience(
-                os.path.join(self.folder, live.overlay), self.bounds.bandwidth_bytes
-            ),
+            limited_seconds=patience(self.files.overlay, self.bounds.bandwidth_bytes),
         )
         with self.stages.stage(policy.MIRROR) as report:
             self.guest.begin_copy(
                 self.disk.target,
-                os.path.join(self.folder, live.second),
+                self.files.second,
                 bandwidth_bytes=self.bounds.bandwidth_bytes,
             )
             job.wait_until_ready(report)
         self._advance(journal, policy.PIVOT)
         with self.stages.stage(policy.PIVOT), signals_wait():
             job.pivot()
-            written = os.stat(os.path.join(self.folder, live.overlay)).st_blocks * 512
-            self.live.overlay_bytes = written
-        self._refuse_disagreement(live.second)
+            self.live.overlay_bytes = os.stat(self.files.overlay).st_blocks * 512
+        refuse_disagreement(self.guest, self.disk.target, self.files.second)
 
     def _advance(self, journal: Journal, stage: str) -> None:
         self._record = dataclasses.replace(self._record, stage=stage)
         journal.write(self._record)
 
-    def _refuse_disagreement(self, name: str) -> None:
-        """Live and configured, the disk is on the second overlay now."""
-        path = os.path.join(self.folder, name)
-        texts = [self.guest.live_xml()]
-        if self.guest.is_persistent():
-            texts.append(self.guest.configured_xml(with_secrets=False))
-        for text in texts:
-            disk = xml.parse_domain(text).disk(self.disk.target)
-            if disk is None or os.path.realpath(disk.path) != os.path.realpath(path):
-                raise HypervisorError(
-                    f"libvirt did not switch disk {self.disk.target} of domain {self.guest.name} "
-                    "as it said."
-                )
-
     def _watch(self) -> None:
         """Give up in time: full storage pauses running guests."""
-        figures = os.statvfs(self.folder)
-        free = figures.f_bavail * figures.f_frsize
-        if free < self.request.min_free_bytes:
-            raise RefusedError(
-                f"While the disk of domain {self.guest.name} was compacted its file system came "
-                f"down to {free} bytes free, less than min_free_bytes="
-                f"{self.request.min_free_bytes}.",
-                remedy="Free space, or lower min_free_bytes.",
-            )
+        refuse_full(self.files.folders, self.guest.name, self.request.min_free_bytes)
         if time.monotonic() > self._deadline:
             raise RefusedError(
                 f"Disk {self.disk.target} of domain {self.guest.name} was not compacted within "

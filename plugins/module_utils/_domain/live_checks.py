@@ -5,9 +5,18 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import time
+import typing as t
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import live_policy as policy
-from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import UnsupportedError
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import xml
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Guest
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
+    HypervisorError,
+    RefusedError,
+    UnsupportedError,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact_policy import (
     Facts,
     Request,
@@ -45,6 +54,21 @@ class Bounds:
 
     bandwidth_bytes: int = 0
     written_bytes: float = 0.0
+
+
+class WriteRate:
+    """How fast a guest writes to a disk, from now on."""
+
+    def __init__(self, guest: Guest, target: str) -> None:
+        self._guest = guest
+        self._target = target
+        self._begin = time.monotonic()
+        self._written_bytes = guest.written_bytes(target)
+
+    def bytes_per_second(self) -> float:
+        """Since it was made; what came within less than a second counts for a whole one."""
+        seconds = max(1.0, time.monotonic() - self._begin)
+        return (self._guest.written_bytes(self._target) - self._written_bytes) / seconds
 
 
 def refuse(
@@ -87,12 +111,49 @@ def _refuse_too_little_space(
         needed = measured.fully_allocated_bytes
     seconds = needed / (bounds.bandwidth_bytes or _SLOW_STORAGE_BYTES)
     # In both overlays, and in the copy.
-    growth = min(3 * seconds * bounds.written_bytes, facts.header.virtual_size_bytes)
+    growth = int(min(3 * seconds * bounds.written_bytes, facts.header.virtual_size_bytes))
     system = file_system_of(image.fd)
-    refuse_too_little_space(
-        image.path,
-        needed_bytes=needed + int(growth),
-        free_bytes=system.free_bytes,
-        min_free_bytes=request.min_free_bytes,
-        mount_point=system.mount_point,
-    )
+    wanted = [(system, needed + growth)]
+    if request.moves(image.path):
+        wanted = [(file_system_of(request.dest_dir), needed + growth), (system, growth)]
+    for place, size in wanted:
+        refuse_too_little_space(
+            image.path,
+            needed_bytes=size,
+            free_bytes=place.free_bytes,
+            min_free_bytes=request.min_free_bytes,
+            mount_point=place.mount_point,
+        )
+
+
+def refuse_disagreement(guest: Guest, target: str, path: str) -> None:
+    """Don't go on unless a disk is on a file, live and configured.
+
+    :raises HypervisorError: it is on another one.
+    """
+    texts = [guest.live_xml()]
+    if guest.is_persistent():
+        texts.append(guest.configured_xml(with_secrets=False))
+    for text in texts:
+        disk = xml.parse_domain(text).disk(target)
+        if disk is None or os.path.realpath(disk.path) != os.path.realpath(path):
+            raise HypervisorError(
+                f"libvirt did not switch disk {target} of domain {guest.name} as it said."
+            )
+
+
+def refuse_full(folders: t.Iterable[str], name: str, min_free_bytes: int) -> None:
+    """Called all the while: full storage pauses running guests.
+
+    :param name: of the domain.
+    :raises RefusedError: one of their file systems has less than ``min_free_bytes`` free.
+    """
+    for folder in folders:
+        figures = os.statvfs(folder)
+        free = figures.f_bavail * figures.f_frsize
+        if free < min_free_bytes:
+            raise RefusedError(
+                f"While the disk of domain {name} was compacted the file system of {shown(folder)} "
+                f"came down to {free} bytes free, less than min_free_bytes={min_free_bytes}.",
+                remedy="Free space, or lower min_free_bytes.",
+            )

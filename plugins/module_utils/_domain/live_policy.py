@@ -142,12 +142,13 @@ class Found:
     :param stage: the last one in the journal.
     :param running: the domain runs.
     :param top: what the guest writes to, or would at its next start: ``base``, ``overlay``,
-        ``second``, or ``other``.
-    :param exchanged: the image's name means the copy.
+        ``second``, ``other``, or ``new`` for the copy of an image that is moved.
+    :param exchanged: the image's name means the copy; of one that is moved, the copy has its name.
     :param holds_original: somebody has the original open, by whatever name.
     :param holds_copy: somebody has the copy open.
-    :param overlay_written: something was written to the first overlay.
+    :param overlay_written: something was written to the overlay on the file that the domain uses.
     :param tops_equal: the first overlay and the second have the same content; None if not asked.
+    :param moves: the copy lies in another folder, and the image keeps its name until the end.
     """
 
     stage: str
@@ -158,6 +159,7 @@ class Found:
     holds_copy: bool = False
     overlay_written: bool = False
     tops_equal: bool | None = None
+    moves: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,10 +190,11 @@ def settle(found: Found) -> Settlement:
 
     :raises RefusedError: that can't be told; nothing is to be changed.
     """
-    if found.top == "base":
+    if found.top in ("base", "new"):
         if found.stage != MERGE and found.overlay_written:
             raise _unclear("its domain does not use the overlay, and something was written to it")
-        return Settlement(take_back=False, commit=False, finished=found.exchanged)
+        finished = found.top == "new" if found.moves else found.exchanged
+        return Settlement(take_back=False, commit=False, finished=finished)
     if found.top == "second":
         if not found.exchanged:
             raise _unclear("its name does not mean the copy that the overlay lies on")
@@ -202,6 +205,8 @@ def settle(found: Found) -> Settlement:
         raise _unclear(
             "the guest was switched from one overlay to another when it ended, and they differ"
         )
+    if found.moves:  # each overlay lies on a file that never has another name
+        return Settlement(take_back=False, commit=True, finished=False)
     if not found.running or not found.exchanged:
         return Settlement(take_back=False, commit=True, finished=found.exchanged)
     # QEMU opens what it is going to write to by its name, with the tables of the file that it has
@@ -227,6 +232,6 @@ def _unclear(why: str) -> RefusedError:
 def top_of(path: str, names: t.Mapping[str, str]) -> str:
     """Which of a chain's files this is.
 
-    :param names: paths by ``base``, ``overlay`` and ``second``.
+    :param names: paths by ``base``, ``new``, ``overlay`` and ``second``; empty for none.
     """
     return next((role for role, name in names.items() if name and name == path), "other")

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import typing as t
 
@@ -32,6 +33,8 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import
 def left_of(hypervisor: Hypervisor, guest: Guest) -> dict[str, Record | None]:
     """What killed runs have left of live compactions of a domain's disks, by path of the image.
 
+    An image that was on its way to another folder counts by where it was.
+
     :returns: None where nothing is left but an empty journal.
     :raises RefusedError: another run is at work on one of them.
     """
@@ -45,11 +48,12 @@ def left_of(hypervisor: Hypervisor, guest: Guest) -> dict[str, Record | None]:
         except HypervisorError:
             continue  # a volume that is no more
         for image in filter(None, (path, overlaid(path))):
-            if image not in found and os.path.lexists(journal_path(image)):
+            if os.path.lexists(journal_path(image)):
                 record = peek(image)
+                home = record.live.base if record and record.live and record.live.base else image
                 # A journal without a word is one whose run was killed before it had begun.
                 if record is None or (record.live and record.live.domain == guest.uuid):
-                    found[image] = record
+                    found.setdefault(home, record)
     return found
 
 
@@ -63,18 +67,23 @@ def recover(
     """
     done = []
     for path, left in left_of(hypervisor, guest).items():
-        if left is None and check_mode:
+        if check_mode:
+            if left is not None:
+                done.append(
+                    f"A run that was killed (process {left.pid}, live compaction, {left.stage}) "
+                    "is to be finished or undone."
+                )
             continue
-        with open_journal(path) as journal:
-            record = journal.left
+        with contextlib.ExitStack() as stack:
+            journal = stack.enter_context(open_journal(path))
+            record, beside = journal.left, None
+            dest = left.live.dest if left is not None and left.live else ""
+            if dest:
+                beside = stack.enter_context(open_journal(dest))
+                # Of the two, that of the image goes first when all is done.
+                record = record or beside.left
             if record is None or record.live is None:
                 continue  # an empty one goes when it is closed
-            if check_mode:
-                done.append(
-                    f"A run that was killed (process {record.pid}, live compaction, "
-                    f"{record.stage}) is to be finished or undone."
-                )
-                continue
             settling = Settling(
                 hypervisor,
                 guest,
@@ -83,6 +92,7 @@ def recover(
                 record=record,
                 stages=Stages(report=progress_logger(path, log)),
                 switches=Switches(),
+                pointer=beside,
             )
             with signals_wait():
                 settlement = settling.settle()

@@ -20,6 +20,10 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection im
     Guest,
     Hypervisor,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.live_files import (
+    Files,
+    live_of,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.live_job import (
     Job,
     Switches,
@@ -37,8 +41,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
     Journal,
     Live,
     Record,
-    is_temp_name,
-    overlaid,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import probe_locks
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_argv import (
@@ -55,7 +57,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import (
     StoppedError,
 )
-from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.durable import sync_folder
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
 
 #: For a job of a run that was killed to end.
@@ -70,8 +71,9 @@ _OFFLINE_SECONDS = 6 * 3600.0
 class Settling:
     """One image that has a journal of a live compaction, held by us.
 
-    :param path: of the image.
+    :param path: of the image; where it is moved from, if it is.
     :param record: the journal's last one.
+    :param pointer: the journal beside the copy of an image that is moved.
     :param bandwidth_bytes: for what is left to copy, a second; 0 for as much as there is.
     """
 
@@ -86,20 +88,20 @@ class Settling:
         stages: Stages,
         switches: Switches,
         bandwidth_bytes: int = 0,
+        pointer: Journal | None = None,
     ) -> None:
-        if record.live is None:
-            raise RefusedError(f"The journal of {shown(path)} is none of a live compaction.")
         self.hypervisor = hypervisor
         self.guest = guest
         self.path = path
         self.journal = journal
         self.record = record
-        self.live: Live = record.live
+        self.live: Live = live_of(record, path)
+        self.files = Files.of(path, record)
+        self.pointer = pointer
         self.stages = stages
         self.switches = switches
         self.bandwidth_bytes = bandwidth_bytes
-        self.folder = os.path.dirname(path)
-        self._refuse_foreign_names()
+        self.files.refuse_foreign_names(record)
 
     def settle(self) -> policy.Settlement:
         """Have the domain on one file again; libvirtd may be restarted meanwhile.
@@ -128,46 +130,18 @@ class Settling:
         if todo.take_back:
             with self.stages.stage("take back"):
                 # The copy loses its name; nobody has it open.
-                os.rename(self._beside(self.record.kept), self.path)
-                sync_folder(self.folder)
+                os.rename(self.files.kept, self.path)
+                self.files.sync_folders()
         if todo.commit:
             self._commit(found)
+        end = self.files.new if todo.finished else self.files.base
         # QEMU has flushed it, when it was ready; what a guest has not asked to be flushed too.
-        self._flush()
+        _flush(end)
         with self.stages.stage("clean"):
-            self._restore_configuration()
-            self._clean(finished=todo.finished, certain=found.running and self._is_on_base(todo))
+            self._restore_configuration(end)
+            certain = found.running and (todo.commit or _has_writer(end))
+            self._clean(end, finished=todo.finished, certain=certain)
         return todo
-
-    def _is_on_base(self, todo: policy.Settlement) -> bool:
-        """Whether QEMU, not only libvirt, is sure to have the disk on its one file.
-
-        It was just switched there; or it writes there, and to nothing but the top of a chain does
-        it without a job.
-        """
-        if todo.commit:
-            return True
-        with open_image(self.path) as image:
-            return probe_locks(image.fd).writer
-
-    def _beside(self, name: str) -> str:
-        return os.path.join(self.folder, name) if name else ""
-
-    def _refuse_foreign_names(self) -> None:
-        """The journal's names are removed in the end: only such as a run makes may be."""
-        overlays = [name for name in (self.live.overlay, self.live.second) if name]
-        temps = [name for name in (self.record.temp,) if name]
-        if self.record.kept and not self.record.keep_original:
-            temps.append(self.record.kept)
-        if all(overlaid(self._beside(name)) == self.path for name in overlays) and all(
-            is_temp_name(name, self.path) for name in temps
-        ):
-            return
-        raise RefusedError(
-            f"The journal of {shown(self.path)} names files that are none of its own; nothing was "
-            "changed.",
-            remedy="Look at the files beside it, and remove the journal.",
-        )
 
     def _domain_now(self) -> tuple[bool, xml.Disk]:
         """Whether the domain runs, and the disk as QEMU has it, or would have it."""
@@ -203,68 +177,47 @@ class Settling:
         # A libvirtd that was restarted may know of a job and not what it is for.
         return running and bool(disk.job or self.guest.block_job(self.live.target))
 
-    def _names(self) -> dict[str, str]:
-        return {
-            "base": os.path.realpath(self.path),
-            "overlay": os.path.realpath(self._beside(self.live.overlay)),
-            "second": os.path.realpath(self._beside(self.live.second)) if self.live.second else "",
-        }
-
     def _found(self) -> policy.Found:
         running, disk = self._domain_now()
-        now = identity_at(self.path)
-        if now is None:
+        files = self.files
+        top = policy.top_of(
+            os.path.realpath(self.hypervisor.disk_path(disk) or "/"), files.by_role()
+        )
+        end = identity_at(files.new if top == "new" else files.base)
+        if end is None:
             raise RefusedError(
                 f"{shown(self.path)} is gone, and its journal is of a run that was killed; nothing "
                 "was changed.",
                 remedy="Look at the files with its name, and give the right one its name.",
             )
-        copy = self.record.copy
-        top = policy.top_of(os.path.realpath(self.hypervisor.disk_path(disk) or "/"), self._names())
-        exchanged = copy is not None and now.ino == copy.ino
+        copy, now = self.record.copy, identity_at(files.new)
+        exchanged = copy is not None and now is not None and now.ino == copy.ino
         found = policy.Found(
             stage=self.record.stage,
             running=running,
             top=top,
             exchanged=exchanged,
-            holds_original=running and self._is_used(self._beside(self.record.kept)),
-            holds_copy=running and exchanged and self._is_used(self.path),
+            holds_original=running and _is_used(files.kept),
+            holds_copy=running and exchanged and _is_used(files.new),
+            moves=files.moves,
         )
-        if top == "base" and found.stage != policy.MERGE:
-            found = dataclasses.replace(found, overlay_written=self._is_written(self.live.overlay))
+        if top in ("base", "new") and found.stage != policy.MERGE:
+            overlay = files.second if top == "new" else files.overlay
+            found = dataclasses.replace(found, overlay_written=_is_written(overlay))
         if policy.must_compare(found):
             found = dataclasses.replace(found, tops_equal=self._are_equal())
         return found
 
-    @staticmethod
-    def _is_used(path: str) -> bool:
-        if not path:
-            return False
-        try:
-            with open_image(path) as image:
-                return bool(probe_locks(image.fd).used)
-        except NotFoundError:
-            return False
-
-    def _is_written(self, name: str) -> bool:
-        path = self._beside(name)
-        if identity_at(path) is None:
-            return False
-        if os.path.getsize(path) == 0:  # made, and not yet filled
-            return False
-        tool = QemuImg(timeout=_OFFLINE_SECONDS)
-        return any(entry.data for entry in tool.map(image_spec(Storage(path), "qcow2")))
-
     def _spec(self, overlay: str) -> str:
-        below = [(Storage(self.path), self.live.image_format)]
-        return image_spec(Storage(self._beside(overlay)), "qcow2", backing=below)
+        below = [(Storage(self.files.below(overlay)), self.live.image_format)]
+        return image_spec(Storage(overlay), "qcow2", backing=below)
 
     def _are_equal(self) -> bool:
         tool = QemuImg(timeout=_OFFLINE_SECONDS)
         with self.stages.stage("compare") as report:
             return tool.compare(
-                self._spec(self.live.overlay),
-                self._spec(self.live.second),
+                self._spec(self.files.overlay),
+                self._spec(self.files.second),
                 pass_fds=(),
                 report=report,
             )
@@ -273,19 +226,17 @@ class Settling:
         """Move what the guest has written to the top into the file below it."""
         self.record = dataclasses.replace(self.record, stage=policy.MERGE)
         self.journal.write(self.record)
+        top = self.files.overlay if found.top == "overlay" else self.files.second
         with self.stages.stage("commit") as report:
             if not found.running:
-                name = self.live.overlay if found.top == "overlay" else self.live.second
-                QemuImg(timeout=_OFFLINE_SECONDS).commit(self._spec(name))
+                QemuImg(timeout=_OFFLINE_SECONDS).commit(self._spec(top))
                 return
             self._begin_commit()
             job = Job(
                 self.guest,
                 self.live.target,
                 switches=self.switches,
-                limited_seconds=patience(
-                    self._beside(self.live.second or self.live.overlay), self.bandwidth_bytes
-                ),
+                limited_seconds=patience(top, self.bandwidth_bytes),
             )
             job.wait_until_ready(report)
         with self.stages.stage("switch"):
@@ -306,68 +257,119 @@ class Settling:
                 self.guest.abort_job(self.live.target)
             time.sleep(0.5)
 
-    def _flush(self) -> None:
-        try:
-            with open_image(self.path) as image:
-                os.fsync(image.fd)
-        except OSError as error:
-            raise failure(self.path, "flushed", error) from error
-
-    def _restore_configuration(self) -> None:
-        """The next start has the disk where it had it before, in the same words."""
+    def _restore_configuration(self, end: str) -> None:
+        """The next start has the disk where it had it before, in the same words, or at its copy."""
         if not self.guest.is_persistent():
             return
-        before = self.guest.configured_xml(with_secrets=True)
-        after = xml.with_source(before, self.live.target, self.live.source)
-        wanted = xml.canonical(after)
-        if xml.canonical(before) != wanted:
-            redefine(
-                self.hypervisor,
-                self.guest,
-                before=before,
-                after=after,
-                is_as_wanted=lambda text: xml.canonical(text) == wanted,
-            )
+        source = self.live.source
+        if end != self.files.base:
+            source = xml.moved_source(source, end)
+        put_at(self.hypervisor, self.guest, self.live.target, source)
 
-    def _clean(self, *, finished: bool, certain: bool) -> None:
+    def _clean(self, end: str, *, finished: bool, certain: bool) -> None:
         """Remove what nobody needs any more, and nothing that somebody has open.
 
-        :param certain: QEMU has the disk on its one file.  What else it has open then it only has
+        :param end: the file that the disk is on.
+        :param certain: QEMU has the disk on it.  What else it has open then it only has
             because a libvirtd that was killed has forgotten it; that space comes back when the
             guest is powered off.
         """
         _running, disk = self._domain_now()
-        if self._names()["base"] != os.path.realpath(self.hypervisor.disk_path(disk) or "/"):
+        if os.path.realpath(end) != os.path.realpath(self.hypervisor.disk_path(disk) or "/"):
             raise HypervisorError(
-                f"Disk {self.live.target} of domain {self.guest.name} is not on "
-                f"{shown(self.path)} again, though it should be; no file was removed.",
+                f"Disk {self.live.target} of domain {self.guest.name} is not on {shown(end)} "
+                "again, though it should be; no file was removed.",
                 remedy="Run it again with state=recovered.",
             )
-        names = [self.live.overlay, self.live.second]
-        if self._may_drop_original(finished=finished):
-            names.append(self.record.kept)
-        chain = [self._beside(name) for name in names if name]
-        copies = [self._beside(name) for name in (self.record.temp,) if name]
+        files = self.files
+        chain = [path for path in (files.overlay, files.second) if path]
+        chain += self._doomed_image(finished=finished)
+        copies = [files.temp] if files.temp else []
         for path in copies if certain else (*copies, *chain):
             wait_until_free(path)
-        paths = (*copies, *chain)
         try:
-            sync_folder(self.folder)
-            for path in paths:
+            files.sync_folders()
+            for path in (*copies, *chain):
                 remove_name(path)
-            sync_folder(self.folder)
+            files.sync_folders()
         except OSError as error:
             raise failure(self.path, "cleaned up after", error) from error
-        self.journal.clear()
+        # The one that is left if we are killed between the two is where the domain is.
+        journals = [self.journal, *([self.pointer] if self.pointer else [])]
+        for journal in journals if finished else reversed(journals):
+            journal.clear()
 
-    def _may_drop_original(self, *, finished: bool) -> bool:
-        """Not while it may be the only one with its content, nor if it is to be kept."""
-        if not self.record.kept:
-            return False
-        kept, now = identity_at(self._beside(self.record.kept)), identity_at(self.path)
+    def _doomed_image(self, *, finished: bool) -> list[str]:
+        """An original that is not to be kept, or a copy that was not needed, by its name.
+
+        Not while it may be the only one with its content; and nothing that somebody else has put
+        in its place.
+        """
+        files, record = self.files, self.record
+        if files.moves and not finished:
+            now = identity_at(files.new)
+            ours = record.copy is not None and now is not None and now.ino == record.copy.ino
+            return [files.new] if ours else []
+        if files.moves:
+            same = record.source is not None and record.source.is_still(identity_at(files.base))
+            return [files.base] if same and not record.keep_original else []
+        if not files.kept:
+            return []
+        kept, now = identity_at(files.kept), identity_at(self.path)
         if kept is not None and now is not None and kept.ino == now.ino:
-            return True  # just a second name
-        return finished and not self.record.keep_original
+            return [files.kept]  # just a second name
+        return [files.kept] if finished and not record.keep_original else []
+
+
+def put_at(hypervisor: Hypervisor, guest: Guest, target: str, source: str) -> None:
+    """Have the next start of a domain find a disk where ``xml.source_of`` has said."""
+    before = guest.configured_xml(with_secrets=True)
+    after = xml.with_source(before, target, source)
+    wanted = xml.canonical(after)
+    if xml.canonical(before) != wanted:
+        redefine(
+            hypervisor,
+            guest,
+            before=before,
+            after=after,
+            is_as_wanted=lambda text: xml.canonical(text) == wanted,
+        )
+
+
+def _flush(path: str) -> None:
+    try:
+        with open_image(path) as image:
+            os.fsync(image.fd)
+    except OSError as error:
+        raise failure(path, "flushed", error) from error
+
+
+def _has_writer(path: str) -> bool:
+    """Whether QEMU, not only libvirt, is sure to have a disk on this file.
+
+    It writes there, and to nothing but the top of a chain does it without a job.
+    """
+    with open_image(path) as image:
+        return probe_locks(image.fd).writer
+
+
+def _is_used(path: str) -> bool:
+    if not path:
+        return False
+    try:
+        with open_image(path) as image:
+            return bool(probe_locks(image.fd).used)
+    except NotFoundError:
+        return False
+
+
+def _is_written(path: str) -> bool:
+    if not path or identity_at(path) is None:
+        return False
+    if os.path.getsize(path) == 0:  # made, and not yet filled
+        return False
+    tool = QemuImg(timeout=_OFFLINE_SECONDS)
+    return any(entry.data for entry in tool.map(image_spec(Storage(path), "qcow2")))
 
 
 def give_up(settling: Settling, error: ThinvirtError) -> policy.Settlement | None:

@@ -253,6 +253,20 @@ def with_source(text: str, target: str, source: str) -> str:
     return serialize(tree)
 
 
+def moved_source(source: str, path: str) -> str:
+    """What :func:`source_of` would say of a disk whose data has moved to another file."""
+    kept = etree.fromstring(source, etree.XMLParser(resolve_entities=False, no_network=True))
+    element = kept.find("source")
+    if kept.get("type") != "file" or element is None:  # a volume is named by its pool
+        for old in kept.findall("source"):
+            kept.remove(old)
+        element = etree.Element("source")
+        kept.insert(0, element)
+        kept.set("type", "file")
+    element.set("file", path)
+    return str(etree.tostring(kept, encoding="unicode"))
+
+
 def _disk_element(tree: t.Any, target: str) -> t.Any:
     for element in tree.findall("devices/disk"):
         if _attribute(element, "target", "dev") == target:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing as t
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import RefusedError
@@ -40,6 +41,8 @@ class Request:
     :param keep_original: leave the original beside the new image.
     :param accept_no_rollback: consent to a method that has no way back.
     :param timeout: seconds for one image.
+    :param dest_dir: the folder for the rewritten image, symlinks resolved; empty to leave it where
+        it is.
     """
 
     method: str = "auto"
@@ -55,6 +58,11 @@ class Request:
     accept_no_rollback: bool = False
     allowed_dirs: tuple[str, ...] = ()
     timeout: float = 6 * 3600.0
+    dest_dir: str = ""
+
+    def moves(self, path: str) -> bool:
+        """Whether an image, symlinks resolved, is to lie in another folder."""
+        return self.dest_dir not in ("", os.path.dirname(path))
 
     def threshold(self, allocated_bytes: int) -> int:
         """How many bytes must come back to be worth it; never nothing."""
@@ -86,6 +94,7 @@ class Request:
             "preallocation": self.preallocation not in (None, "off"),
             "flatten": self.flatten,
             "keep_original": self.keep_original,
+            "dest_dir": bool(self.dest_dir),
         }
         for name, wished in form.items():
             if wished and self.method in ("punch", "trim"):
@@ -111,7 +120,7 @@ def request_of(params: t.Mapping[str, t.Any], *, image_format: str) -> Request:
         allowed_dirs=tuple(params["allowed_dirs"]),
         timeout=params["timeout"],
     )
-    names = {field.name for field in dataclasses.fields(Request)} - {"image_format"}
+    names = {field.name for field in dataclasses.fields(Request)} - {"image_format", "dest_dir"}
     return Request(
         image_format=image_format,
         **{name: params[name] for name in names - {"allowed_dirs"}},

@@ -286,9 +286,12 @@ class Rewrite:
         # How far data can be compressed only time tells.
         return min(self.facts.allocated_bytes, needed) if plan.copy.compressed else needed
 
-    def refuse_too_little_space(self, needed: int) -> None:
-        """Refuse a copy of so many bytes that could fill the file system."""
-        system = file_system_of(self.image.fd)
+    def refuse_too_little_space(self, needed: int, *, folder: str = "") -> None:
+        """Refuse a copy of so many bytes that could fill the file system.
+
+        :param folder: where it goes, if not beside the image.
+        """
+        system = file_system_of(folder or self.image.fd)
         policy.refuse_too_little_space(
             self.image.path,
             needed_bytes=needed,

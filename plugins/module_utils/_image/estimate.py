@@ -89,7 +89,8 @@ def estimate(
         elif found < enough and not _wants_another_form(header, request):
             outcome.reason = f"{found} bytes could come back, less than the {enough} worth it."
         else:
-            punch = request.method == "punch" or (request.method == "auto" and zeros >= enough)
+            auto = request.method == "auto" and not request.moves(image.path)
+            punch = request.method == "punch" or (auto and zeros >= enough)
             refusal = "" if punch else _refusal(image.path, facts, request, users)
             if not refusal:
                 outcome.method = "punch" if punch else "rewrite"
@@ -134,6 +135,8 @@ def _refusal(path: str, facts: Facts, request: Request, users: list[Obstacle]) -
 
 def _wants_another_form(header: ImageHeader, request: Request) -> bool:
     """As far as the header tells; whether clusters are compressed it does not."""
+    if request.moves(header.path):
+        return True
     if header.qcow2 is None or request.method not in ("auto", "rewrite"):
         return False
     zstd = request.compression == "zstd" and header.qcow2.compression_type != "zstd"

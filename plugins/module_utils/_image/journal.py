@@ -61,6 +61,9 @@ class Live:
     :param second: name of the second one, which lies on the copy; empty before it is made.
     :param source: where the domain's configuration had the disk (``xml.source_of``).
     :param image_format: of the image, and of its copy.
+    :param base: path of an image that is moved to another folder; empty for one that is not.
+    :param dest: path of its copy there.  A journal beside that says the same, so that the run is
+        found from either side; the image's own is the one that counts.
     """
 
     domain: str
@@ -69,6 +72,8 @@ class Live:
     source: str
     image_format: str
     second: str = ""
+    base: str = ""
+    dest: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

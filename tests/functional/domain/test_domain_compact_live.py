@@ -11,6 +11,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 
 import pytest
@@ -102,6 +103,8 @@ def test_check_then_run_then_again(lab, domain):
     assert disk["compared"]
     assert real["freed_bytes"] == before - blocks(guest) >= 31 * MIB
     assert files(guest) == ["live-sda.qcow2"]
+    assert 4 * MIB <= disk["moved_bytes"]["copy"] < before
+    assert {"mirror", "commit"} <= set(disk["moved_bytes"])
     assert guest.xml(inactive=True) == configured
     assert without_numbers(guest.xml()) == without_numbers(live)
     after = os.stat(guest.disk("sda").path)
@@ -304,3 +307,112 @@ def test_killed_while_an_overlay_is_moved(lab, domain, stage, end):
     guest.destroy()
     run("qemu-img", "check", "-q", guest.disk("sda").path)
     writer.assert_whole()
+
+
+@pytest.fixture
+def elsewhere(lab):
+    folder = lab.state / "elsewhere"
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder)
+
+
+def source_of(guest, *, inactive):
+    return re.search("<source file='([^']*)'", guest.xml(inactive=inactive))[1]
+
+
+@pytest.mark.parametrize("file_format", ["qcow2", "raw"])
+def test_to_another_folder(lab, domain, elsewhere, file_format):
+    guest = domain(file_format=file_format)
+    path = guest.disk("sda").path
+    new = elsewhere / path.name
+    configured = guest.xml(inactive=True)
+    checked = compact(lab, guest.name, check=True, dest_dir=str(elsewhere))
+    assert checked["changed"]
+    assert (files(guest), os.listdir(elsewhere)) == ([path.name], [])
+    assert guest.xml(inactive=True) == configured
+
+    writer = Writer(lab, guest, random.Random(5))  # noqa: S311
+    with writer:
+        result = compact(lab, guest.name, dest_dir=str(elsewhere))
+    assert not result["failed"], result["msg"]
+    (disk,) = result["domains"][0]["disks"]
+    assert (disk["method"], disk["moved_to"], disk["kept"]) == ("live", str(new), "")
+    assert (files(guest), os.listdir(elsewhere)) == ([], [path.name])
+    assert source_of(guest, inactive=False) == source_of(guest, inactive=True) == str(new)
+    assert guest.xml(inactive=True) == configured.replace(str(path), str(new))
+    if file_format == "qcow2":
+        writer.assert_whole(new)
+    # It lies where it is wanted, and is as small as can be.
+    again = compact(lab, guest.name, dest_dir=str(elsewhere), min_reclaim_percent=90)
+    assert not again["changed"], again
+
+
+def test_to_another_folder_and_the_original_kept(lab, domain, elsewhere):
+    guest = domain()
+    path = guest.disk("sda").path
+    wish = {"dest_dir": str(elsewhere), "keep_original": True, "compression": "zstd"}
+    # Also where nothing is to be gained.
+    result = compact(lab, guest.name, **wish, min_reclaim_bytes=1 << 40, min_reclaim_percent=100)
+    (disk,) = result["domains"][0]["disks"]
+    assert disk["kept"] == str(path)
+    assert disk["moved_to"] == str(elsewhere / path.name)
+    guest.destroy()
+    run("qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", path, elsewhere / path.name)
+    run("qemu-img", "check", "-q", elsewhere / path.name)
+    (elsewhere / path.name).unlink()
+
+
+def test_a_folder_where_it_cannot_go(lab, domain, elsewhere):
+    guest = domain()
+    name = guest.disk("sda").path.name
+    refused(lab, guest, "is no folder", dest_dir=f"{elsewhere}/none")
+    (elsewhere / name).write_text("somebody's")
+    refused(lab, guest, "exists already", "another dest_dir", dest_dir=str(elsewhere))
+    guest.destroy()
+    refused(lab, guest, "exists already", dest_dir=str(elsewhere), power="keep")
+    assert (elsewhere / name).read_text() == "somebody's"
+    (elsewhere / name).unlink()
+    refused(lab, guest, "dest_dir", dest_dir=str(elsewhere), power="keep", method="punch")
+    assert os.listdir(elsewhere) == []
+
+
+def test_a_domain_that_is_off_moves_too(lab, domain, elsewhere):
+    guest = domain()
+    guest.destroy()
+    path = guest.disk("sda").path
+    new, configured = elsewhere / path.name, guest.xml(inactive=True)
+    given = {"dest_dir": str(elsewhere), "power": "keep"}
+    assert compact(lab, guest.name, check=True, **given)["changed"]
+    assert (files(guest), os.listdir(elsewhere)) == ([path.name], [])
+    result = compact(lab, guest.name, **given)
+    assert not result["failed"], result["msg"]
+    (disk,) = result["domains"][0]["disks"]
+    assert disk["moved_to"] == str(new)
+    assert result["freed_bytes"] >= 31 * MIB
+    assert (files(guest), os.listdir(elsewhere)) == ([], [path.name])
+    assert guest.xml(inactive=True) == configured.replace(str(path), str(new))
+    qemu_io(new, "read -P 0 0 32M", "read -P 7 32M 4M", "read -P 0 36M 92M")
+    again = compact(lab, guest.name, **given)
+    assert not again["changed"], again
+
+
+@pytest.mark.parametrize("what", ["SIGTERM", "destroy"])
+def test_given_up_on_the_way(lab, domain, elsewhere, what):
+    guest = domain()
+    writer = Writer(lab, guest, random.Random(6))  # noqa: S311
+    configured = guest.xml(inactive=True)
+    with writer:
+        process = begin(lab, guest.name, dest_dir=str(elsewhere))
+        if what == "SIGTERM":
+            process.send_signal(signal.SIGTERM)
+        else:
+            guest.destroy()
+        result = answer(process)
+    if what == "SIGTERM":
+        assert_explains(result, "Stopped by SIGTERM", "as it was")
+    assert_one_file(guest)
+    assert os.listdir(elsewhere) == []
+    assert guest.xml(inactive=True) == configured
+    writer.assert_whole()
+    assert writer.count > 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import os
 import random
+import shutil
 import signal
 import time
 
@@ -26,18 +27,21 @@ FULL = os.environ.get("THINVIRT_STORM") == "full"
 SEED = int(os.environ.get("THINVIRT_STORM_SEED", random.SystemRandom().randrange(1 << 32)))
 #: How often each is killed: in a short storm, in a long one.
 TIMES = {"module": (4, 60), "libvirtd": (1, 10), "QEMU": (1, 10)}
+#: The same where the image goes to another folder, and back.
+TIMES_MOVING = {"module": (3, 60), "libvirtd": (1, 10), "QEMU": (1, 10)}
 WISH = {"power": "live", "trim": False, "min_reclaim_bytes": 0}
 
 
 class Storm:
     """One domain, whose disk is compacted, and what is killed meanwhile."""
 
-    def __init__(self, lab, guest, victim) -> None:
+    def __init__(self, lab, guest, victim, folders) -> None:
         self.lab = lab
         self.guest = guest
         self.victim = victim
+        #: Where the image can be: one folder, or two between which it moves.
+        self.folders = folders
         self.chance = random.Random(f"{SEED} {victim}")  # noqa: S311
-        self.path = guest.disk("sda").path
         self.daemon = Daemon(lab)
         self.writer = Writer(lab, guest, self.chance)
         self.stages: collections.Counter[str] = collections.Counter()
@@ -52,10 +56,29 @@ class Storm:
 
     def run(self):
         given = {"uri": self.lab.uri, "domains": [self.guest.name], **WISH}
+        if len(self.folders) > 1:
+            here = self.writer.top().parent
+            given["dest_dir"] = str(next(folder for folder in self.folders if folder != here))
         return start(module="domain_compact", **given)
 
     def begun(self) -> bool:
-        return any(name.endswith("-journal") for name in leftovers(self.path.parent))
+        found = (name for folder in self.folders for name in leftovers(folder))
+        return any(name.endswith("-journal") for name in found)
+
+    def left(self):
+        """What the journal says, or the journals."""
+        name = self.guest.disk("sda").path.name
+        found = (peek(str(folder / name)) for folder in self.folders)
+        return next((record for record in found if record), None)
+
+    def assert_one_file(self) -> None:
+        """The domain is on one file, and nothing is beside it or in the other folder."""
+        path = self.writer.top()
+        assert_one_file(self.guest, path)
+        name = self.guest.disk("sda").path.name
+        for folder in self.folders:
+            assert [n for n in leftovers(folder) if name in n] == []
+            assert (folder / name).exists() is (folder == path.parent)
 
     def duration(self) -> float:
         self.fresh()
@@ -92,8 +115,9 @@ class Storm:
 
     def after(self) -> None:
         """Nothing is lost, on the chain as it is, and on the one file that the next run makes."""
-        wait_for(lambda: not [p for p in users_of(self.path.parent) if self.is_qemu_img(p)])
-        left = peek(str(self.path))
+        for folder in self.folders:
+            wait_for(lambda at=folder: not [p for p in users_of(at) if self.is_qemu_img(p)])
+        left = self.left()
         self.stages[left.stage if left else "nothing begun, or ended"] += 1
         self.writer.assert_whole(self.writer.top())
         result = compact_live(self.lab, self.guest.name, state="recovered")
@@ -102,8 +126,8 @@ class Storm:
         assert bool(recovered) is (left is not None)
         if recovered:
             self.ends["finished" if "finished" in recovered else "undone"] += 1
-        assert_one_file(self.guest)
-        self.writer.assert_whole()
+        self.assert_one_file()
+        self.writer.assert_whole(self.writer.top())
         if self.guest.state() == "shut off":
             self.lab.virsh("start", self.guest.name, "--paused")
         again = compact_live(self.lab, self.guest.name, state="recovered")
@@ -122,12 +146,14 @@ class Storm:
 def storm(lab, request):
     made = []
 
-    def storm(victim):
+    def storm(victim, *, moves):
         disk = Disk("sda", "scsi", size_bytes=128 * MIB)
         guest = lab.create(GuestSpec("stormy", memory_mib=64, disks=(disk,)))
         qemu_io(guest.disk("sda").path, *CONTENT)
         lab.virsh("start", guest.name, "--paused")
-        made.append(Storm(lab, guest, victim))
+        folders = [guest.disk("sda").path.parent, lab.state / "elsewhere"]
+        folders[1].mkdir(exist_ok=True)
+        made.append(Storm(lab, guest, victim, folders if moves else folders[:1]))
         return made[0]
 
     print(f"\nTHINVIRT_STORM_SEED={SEED} {request.node.name}")
@@ -136,20 +162,29 @@ def storm(lab, request):
         it.daemon.close()
         it.guest.destroy()
         lab.virsh("undefine", it.guest.name)
+        shutil.rmtree(lab.state / "elsewhere")
 
 
 @pytest.mark.storm
 @pytest.mark.parametrize("victim", TIMES)
 def test_storm(storm, victim):
-    it = storm(victim)
-    times = TIMES[victim][FULL]
+    blow(storm(victim, moves=False), TIMES[victim][FULL])
+
+
+@pytest.mark.storm
+@pytest.mark.parametrize("victim", TIMES_MOVING)
+def test_storm_while_it_moves_to_another_folder(storm, victim):
+    blow(storm(victim, moves=True), TIMES_MOVING[victim][FULL])
+
+
+def blow(it: Storm, times: int) -> None:
     duration = it.duration()
     for number in range(times):
         seconds = it.chance.uniform(0, duration)
         print(f"{number}: {seconds:.4f} s of {duration:.2f}", flush=True)
         it.kill_after(seconds)
     print(
-        f"{victim}: killed {times} times in {dict(it.stages)}, {dict(it.ends)}; "
+        f"{it.victim}: killed {times} times in {dict(it.stages)}, {dict(it.ends)}; "
         f"{it.writer.count} blocks written"
     )
     assert it.writer.count > 0

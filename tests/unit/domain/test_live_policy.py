@@ -140,6 +140,27 @@ FOUND = Found(stage="copy", running=True, top="overlay", exchanged=False)
             {"stage": "pivot", "exchanged": True, "running": False, "tops_equal": True},
             Settlement(False, True, True),
         ),
+        # The copy goes to another folder: what the guest is on decides, and no name changes hands.
+        ({"moves": True, "exchanged": True}, Settlement(False, True, False)),
+        ({"moves": True, "exchanged": True, "top": "base"}, Settlement(False, False, False)),
+        (
+            {"moves": True, "exchanged": True, "top": "second", "stage": "pivot"},
+            Settlement(False, True, True),
+        ),
+        (
+            {"moves": True, "exchanged": True, "running": False, "stage": "mirror"},
+            Settlement(False, True, False),
+        ),
+        (
+            {"moves": True, "running": False, "stage": "pivot", "tops_equal": True},
+            Settlement(False, True, False),
+        ),
+        (
+            {"moves": True, "top": "new", "stage": "merge", "overlay_written": True},
+            Settlement(False, False, True),
+        ),
+        # Shut off all the while: there are no overlays.
+        ({"moves": True, "top": "new", "running": False}, Settlement(False, False, True)),
     ],
 )
 def test_settled(change, settlement):
@@ -152,6 +173,12 @@ def test_settled(change, settlement):
         ({"stage": "snapshot", "top": "base", "overlay_written": True}, "does not use the overlay"),
         ({"top": "other"}, "none of this run's"),
         ({"top": "second"}, "does not mean the copy"),
+        ({"moves": True, "top": "second"}, "does not mean the copy"),
+        ({"moves": True, "top": "new", "overlay_written": True}, "does not use the overlay"),
+        (
+            {"moves": True, "stage": "pivot", "running": False, "tops_equal": False},
+            "they differ",
+        ),
         ({"stage": "mirror", "exchanged": True}, "which of two files"),
         (
             {"stage": "pivot", "exchanged": True, "running": False, "tops_equal": False},

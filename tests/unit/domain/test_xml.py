@@ -198,3 +198,20 @@ def test_settings_of_a_source_are_seen():
         "<source file='/p/a'/>", "<source file='/p/a'><seclabel model='dac'/></source>"
     )
     assert xml.parse_domain(text).disk("vda").details == ("seclabel",)
+
+
+@pytest.mark.parametrize(
+    ("source", "moved"),
+    [
+        (
+            '<disk type="file"><source file="/a" startupPolicy="optional"/><backingStore/></disk>',
+            '<disk type="file"><source file="/b" startupPolicy="optional"/><backingStore/></disk>',
+        ),
+        (
+            '<disk type="volume"><source pool="p" volume="a"/></disk>',
+            '<disk type="file"><source file="/b"/></disk>',
+        ),
+    ],
+)
+def test_a_source_that_moves(source, moved):
+    assert xml.moved_source(source, "/b") == moved
