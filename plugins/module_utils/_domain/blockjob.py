@@ -80,6 +80,18 @@ class DiskJobs:
         number = statistics.get("operation", 0)
         return _OPERATIONS[number] if number < len(_OPERATIONS) else _OPERATIONS[0]
 
+    def is_elsewhere(self) -> bool:
+        """Whether it does not run here because it was migrated to another host.
+
+        libvirt knows that until its daemon is restarted.
+        """
+        with translated(f"read the state of domain {self.name}"):
+            state, reason = self._domain.state(0)
+        return (state, reason) == (
+            libvirt.VIR_DOMAIN_SHUTOFF,
+            libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED,
+        )
+
     def jobs(self, targets: t.Iterable[str]) -> list[str]:
         """What libvirt is working on in this domain: block jobs by disk, and what it is all at."""
         found = [f"block job on {disk}" for disk in targets if self.block_job(disk) is not None]

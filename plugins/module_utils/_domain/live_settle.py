@@ -146,6 +146,13 @@ class Settling:
     def _domain_now(self) -> tuple[bool, xml.Disk]:
         """Whether the domain runs, and the disk as QEMU has it, or would have it."""
         running = self.guest.is_active()
+        if not running and self.guest.is_elsewhere():
+            # Its QEMU there may have no lock on the files yet, or none that is seen here.
+            raise RefusedError(
+                f"Domain {self.guest.name} was migrated to another host, and writes to its overlay "
+                "there; no file was touched.",
+                remedy="Run thinvirt.kvm.domain_compact with state=recovered on that host.",
+            )
         text = self.guest.live_xml() if running else self.guest.configured_xml(with_secrets=False)
         disk = xml.parse_domain(text).disk(self.live.target)
         if disk is None:
@@ -382,9 +389,10 @@ def give_up(settling: Settling, error: ThinvirtError) -> policy.Settlement | Non
     except ThinvirtError as worse:
         error.message = (
             f"{error.message} The disk could not be brought back on one file: {worse.message} Its "
-            "overlay and its image together are whole; remove neither."
+            "overlay and its image together are whole; remove neither: domain_compact makes one "
+            "file of them with state=recovered."
         )
-        error.remedy = "Run thinvirt.kvm.domain_compact with state=recovered."
+        error.remedy = worse.remedy
         return None
     said = "The compaction was finished nevertheless."
     error.message = f"{error.message} {said if settlement.finished else 'The disk is as it was.'}"
