@@ -46,6 +46,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.live_files im
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.live_job import (
     Job,
     Switches,
+    flush_ahead,
     patience,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.live_settle import (
@@ -277,6 +278,7 @@ class LiveCompaction:
                 for disk in xml.parse_domain(self.guest.live_xml()).disks
                 if disk.target != self.disk.target
             ]
+            flush_ahead(self.path)
             with self.switches.timed():
                 self.guest.write_to_overlay(self.disk.target, self.files.overlay, others=others)
 
@@ -373,7 +375,7 @@ class LiveCompaction:
             job.wait_until_ready(report)
         self._advance(journal, policy.PIVOT)
         with self.stages.stage(policy.PIVOT), signals_wait():
-            job.pivot()
+            job.pivot(leaves=self.files.overlay, to=self.files.second)
             self.live.overlay_bytes = os.stat(self.files.overlay).st_blocks * 512
         refuse_disagreement(self.guest, self.disk.target, self.files.second)
 

@@ -40,6 +40,22 @@ class Switches:
             self.longest_seconds = max(self.longest_seconds, time.monotonic() - begin)
 
 
+def flush_ahead(*paths: str) -> None:
+    """Have what QEMU is going to flush at a switch on the disk before, while the guest goes on.
+
+    It flushes the file that the guest leaves and the one that it goes on with, while the guest's
+    requests wait.  What is not on the disk by then may be all that was written to the host's cache
+    in half a minute.
+    """
+    for path in paths:
+        with contextlib.suppress(OSError):  # it only makes the wait shorter
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+
 def patience(overlay: str, bandwidth_bytes: int) -> float | None:
     """Seconds in which what is in an overlay can be copied twice over; None without a limit."""
     if not bandwidth_bytes:
@@ -111,6 +127,12 @@ class Job:
             time.sleep(pause)
             pause = min(2 * pause, longest)
 
-    def pivot(self) -> None:
+    def pivot(self, *, leaves: str, to: str) -> None:
+        """End it: the guest goes on with another file.
+
+        :param leaves: the file that it writes to now.
+        :param to: the one that it goes on with.
+        """
+        flush_ahead(leaves, to)
         with self._switches.timed():
             self._guest.pivot(self._target)

@@ -247,7 +247,7 @@ class Settling:
             )
             job.wait_until_ready(report)
         with self.stages.stage("switch"):
-            job.pivot()
+            job.pivot(leaves=top, to=self.files.below(top))
 
     def _begin_commit(self) -> None:
         """Begin to commit; a job that libvirtd has yet to forget is given its time."""
