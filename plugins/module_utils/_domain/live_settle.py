@@ -301,10 +301,11 @@ class Settling:
             files.sync_folders()
         except OSError as error:
             raise failure(self.path, "cleaned up after", error) from error
-        # The one that is left if we are killed between the two is where the domain is.
         journals = [self.journal, *([self.pointer] if self.pointer else [])]
         for journal in journals if finished else reversed(journals):
+            # One that is left if we are killed is where the domain is, and so is found again.
             journal.clear()
+            journal.remove()
 
     def _doomed_image(self, *, finished: bool) -> list[str]:
         """An original that is not to be kept, or a copy that was not needed, by its name.
