@@ -149,6 +149,56 @@ def test_another_form_and_the_original_kept(lab, domain):
     run("qemu-img", "check", "-q", path)
 
 
+def test_preallocated(lab, domain):
+    guest = domain()
+    result = compact(lab, guest.name, preallocation="falloc")
+    (disk,) = result["domains"][0]["disks"]
+    assert disk["method"] == "live", result
+    assert blocks(guest) >= 128 * MIB
+    guest.destroy()
+    qemu_io(guest.disk("sda").path, "read -P 0 0 32M", "read -P 7 32M 4M", "read -P 0 36M 92M")
+
+
+def test_a_copy_that_is_not_the_same_is_never_gone_over_to(lab, domain):
+    guest = domain()
+    path = guest.disk("sda").path
+    inode, configured = path.stat().st_ino, guest.xml(inactive=True)
+    process = begin(lab, guest.name, bandwidth_bytes=2 * MIB)
+    child = child_of(process, "convert")
+    (copy,) = wait_for(lambda: [*path.parent.glob(f".{path.name}.*.tmp")])
+    place = wait_for(lambda: copy.read_bytes().find(b"\7" * 65536) + 1) - 1
+    os.kill(child, signal.SIGSTOP)
+    with copy.open("r+b") as file:  # a bit that has tipped
+        file.seek(place + 4096)
+        file.write(b"\6")
+    os.kill(child, signal.SIGCONT)
+    result = answer(process)
+    assert_explains(result, "has another content", "as it was")
+    assert path.stat().st_ino == inode
+    assert guest.xml(inactive=True) == configured
+    assert_one_file(guest)
+
+
+def test_what_gives_back_most_comes_first(lab):
+    disks = [Disk(f"sd{letter}", "scsi", size_bytes=128 * MIB) for letter in "abc"]
+    guest = lab.create(GuestSpec("three", memory_mib=64, disks=tuple(disks)))
+    try:
+        for target, mib in (("sda", 8), ("sdb", 32), ("sdc", 16)):
+            qemu_io(guest.disk(target).path, f"write -P 0 0 {mib}M", "write -P 7 64M 1M")
+        lab.virsh("start", guest.name, "--paused")
+        result = compact(lab, guest.name)
+        assert not result["failed"], result["msg"]
+        assert [disk["method"] for disk in result["domains"][0]["disks"]] == ["live"] * 3
+        # The new files' birth: the paused domain writes to none of them afterwards.
+        born = {disk.target: disk.path.stat().st_ctime_ns for disk in guest.spec.disks}
+        assert sorted(born, key=born.__getitem__) == ["sdb", "sdc", "sda"]
+    finally:
+        guest.destroy()
+        lab.virsh("undefine", guest.name)
+        for disk in guest.spec.disks:
+            disk.path.unlink()
+
+
 def test_what_is_not_worth_it_is_left_alone(lab, domain):
     guest = domain()
     inode = guest.disk("sda").path.stat().st_ino

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""domain_compact is killed while a domain runs, or libvirtd is, or the domain's QEMU.
+"""domain_compact is killed while a domain runs, or libvirtd is, or the domain's QEMU, or all.
 
 A short storm is part of every test run; ``make storm`` is the long one.  The seed is printed:
 THINVIRT_STORM_SEED repeats it.  A kill leaves the page cache: what only the power can take, this
@@ -26,9 +26,10 @@ from live_lab import CONTENT, MIB, Daemon, Writer, assert_one_file, compact_live
 FULL = os.environ.get("THINVIRT_STORM") == "full"
 SEED = int(os.environ.get("THINVIRT_STORM_SEED", random.SystemRandom().randrange(1 << 32)))
 #: How often each is killed: in a short storm, in a long one.
-TIMES = {"module": (4, 60), "libvirtd": (1, 10), "QEMU": (1, 10)}
+#: ``host`` is all three at one instant, as when its power fails.
+TIMES = {"module": (4, 60), "libvirtd": (1, 10), "QEMU": (1, 10), "host": (1, 10)}
 #: The same where the image goes to another folder, and back.
-TIMES_MOVING = {"module": (3, 60), "libvirtd": (1, 10), "QEMU": (1, 10)}
+TIMES_MOVING = {"module": (3, 60), "libvirtd": (1, 10), "QEMU": (1, 10), "host": (1, 10)}
 WISH = {"power": "live", "trim": False, "min_reclaim_bytes": 0}
 
 
@@ -103,6 +104,15 @@ class Storm:
         if self.victim == "module":
             process.send_signal(signal.SIGKILL)
             process.communicate()
+            return
+        if self.victim == "host":
+            qemu = pid_of(self.guest, self.lab.state)
+            kills = [process.kill, self.daemon.kill, lambda: os.kill(qemu, signal.SIGKILL)]
+            self.chance.shuffle(kills)
+            for kill in kills:
+                kill()
+            process.communicate()
+            self.daemon.start()
             return
         if self.victim == "QEMU":
             os.kill(pid_of(self.guest, self.lab.state), signal.SIGKILL)
