@@ -395,7 +395,8 @@ def _settings_of(parts: t.Mapping[str, t.Any]) -> DiskSettings:
 def _disk(element: t.Any) -> Disk:
     parts = _first_children(element)
     address, mirror = parts.get("address"), parts.get("mirror")
-    drive = address is not None and address.get("type") == "drive"
+    if address is not None and address.get("type") != "drive":
+        address = None
     return Disk(
         target=_of(parts, "target", "dev"),
         bus=_of(parts, "target", "bus"),
@@ -407,7 +408,7 @@ def _disk(element: t.Any) -> Disk:
         format=_of(parts, "driver", "type"),
         readonly="readonly" in parts,
         shareable="shareable" in parts,
-        controller=_number(parts["address"].get("controller")) if drive else None,
+        controller=_number(address.get("controller")) if address is not None else None,
         settings=_settings_of(parts),
         job=mirror.get("job", "copy") if mirror is not None else "",
         job_ready=mirror is not None and mirror.get("ready") == "yes",
