@@ -199,6 +199,24 @@ def test_what_gives_back_most_comes_first(lab):
             disk.path.unlink()
 
 
+def test_what_qemu_flushes_at_a_switch_is_on_the_disk_before(lab, domain, tmp_path):
+    """Or the guest's requests wait for it: 0.19 s instead of 0.02 s with 400 MiB to be flushed."""
+    guest = domain()
+    trace = tmp_path / "trace"
+    strace = ("strace", "-f", "-qq", "-y", "-e", "trace=fsync", "-o", str(trace))
+    given = {"power": "live", "trim": False, "domains": [guest.name], "uri": lab.uri}
+    result = answer(start(module="domain_compact", prefix=strace, **given))
+    assert not result["failed"], result["msg"]
+    flushed = re.findall(r"fsync\(\d+<[^>]*/([^/>]*)>\)", trace.read_text())
+    overlays = [name for name in flushed if name.endswith(".overlay")]
+    first, second = dict.fromkeys(overlays)
+    # Each when it is made, and when the guest goes on with another; the second at its switch too.
+    assert (overlays.count(first), overlays.count(second)) == (2, 3)
+    # The image at the first switch; what has its name then, at the last one and in the end.
+    assert flushed.index("live-sda.qcow2") < flushed.index(second)
+    assert flushed[-1 - flushed[::-1].index(second) :].count("live-sda.qcow2") == 2
+
+
 def test_what_is_not_worth_it_is_left_alone(lab, domain):
     guest = domain()
     inode = guest.disk("sda").path.stat().st_ino
@@ -401,7 +419,7 @@ def test_to_another_folder(lab, domain, elsewhere, file_format):
 def test_to_another_folder_and_the_original_kept(lab, domain, elsewhere):
     guest = domain()
     path = guest.disk("sda").path
-    wish = {"dest_dir": str(elsewhere), "keep_original": True, "compression": "zstd"}
+    wish = {"dest_dir": str(elsewhere), "keep_original": True}
     # Also where nothing is to be gained.
     result = compact(lab, guest.name, **wish, min_reclaim_bytes=1 << 40, min_reclaim_percent=100)
     (disk,) = result["domains"][0]["disks"]
