@@ -5,11 +5,14 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
+from image_lab import qemu_io
 from lab import Disk, GuestSpec
 from support import run_playbook
 
+MIB = 1 << 20
 NAME = "t-reclaim"
 
 
@@ -26,6 +29,34 @@ def mute(lab):
         lab.virsh("undefine", guest.name)
 
 
+@pytest.fixture
+def waste(lab):
+    """A domain that is off, whose image holds 16 MiB of zeros."""
+    guest = lab.create(GuestSpec("t-waste", disks=(Disk("sda", size_bytes=64 * MIB),)))
+    qemu_io(guest.disk("sda").path, "write -P 0 0 16M")
+    yield guest
+    lab.virsh("undefine", guest.name)
+
+
+def reclaim(lab, folder, members, *domains, **variables):
+    """Run it with this machine as the hypervisor; the return code, and what it said."""
+    local = {
+        "ansible_connection": "local",
+        "ansible_python_interpreter": "/usr/bin/python3",
+        "ansible_remote_tmp": str(folder / "ansible-tmp"),
+        "ansible_async_dir": str(folder / "ansible-async"),
+    }
+    common = local | {"kvm_host": "hypervisor"}
+    guests = {name: common | member for name, member in members.items()}
+    inventory = {
+        "kvm_hosts": {"hosts": {"hypervisor": local}},
+        "kvm_linux_guests": {"hosts": guests},
+    }
+    given = {"thinvirt_uri": lab.uri, "thinvirt_domains": domains} | variables
+    done = run_playbook(folder, "thinvirt.kvm.reclaim", inventory, "-e", json.dumps(given))
+    return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+
 @pytest.mark.parametrize(
     ("filled", "ok"),
     [
@@ -35,23 +66,27 @@ def mute(lab):
     ],
 )
 def test_a_guest_that_was_filled_need_not_trim(lab, mute, tmp_path, filled, ok):
-    hypervisor = {
-        "ansible_connection": "local",
-        "ansible_python_interpreter": "/usr/bin/python3",
-        "ansible_remote_tmp": str(tmp_path / "ansible-tmp"),
-        "ansible_async_dir": str(tmp_path / "ansible-async"),
-    }
     # What the role zero_fill leaves behind; the play of the hypervisor reads it.
-    member = {"kvm_host": "hypervisor", "zero_fill_result": {"domain": mute}} | filled
-    inventory = {
-        "kvm_hosts": {"hosts": {"hypervisor": hypervisor}},
-        "kvm_linux_guests": {"hosts": {"member": member}},
-    }
-    given = {"thinvirt_uri": lab.uri, "thinvirt_domains": [mute]}
-    extra = ("-e", json.dumps(given))
-    done = run_playbook(tmp_path, "thinvirt.kvm.reclaim", inventory, *extra)
-    output = done.stdout + done.stderr
-    assert (done.returncode == 0) is ok, output
+    member = {"zero_fill_result": {"domain": mute}} | filled
+    rc, output = reclaim(lab, tmp_path, {"member": member}, mute)
+    assert (rc == 0) is ok, output
     assert "Start qemu-guest-agent" in output  # it is told in either case
     assert "Compact what is worth it" in output
     assert ok or "Fail for the guests that could not be trimmed" in output
+
+
+def test_compaction_follows_although_no_guest_was_filled(lab, mute, waste, tmp_path):
+    """Ansible ends where all hosts of a play have failed, or are out of reach."""
+    path = waste.disk("sda").path
+    assert os.stat(path).st_blocks * 512 > 16 * MIB
+    away = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+    members = {
+        "refused": {"kvm_domain": waste.name},
+        "unreachable": {"kvm_domain": mute, "zero_fill_accept_growth": True, **away},
+    }
+    given = {"thinvirt_zero_fill": True, "compact_images_min_free_bytes": 0}
+    rc, output = reclaim(lab, tmp_path, members, waste.name, **given)
+    assert rc != 0
+    assert f"{waste.name} is off. Nothing was written." in output
+    assert "unreachable=1" in output
+    assert os.stat(path).st_blocks * 512 < MIB, output
