@@ -1,0 +1,66 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A stand-in for the Python of a Linux guest of a distribution that these tests can't boot.
+
+Ansible calls it as ``ansible_python_interpreter`` with a module that it has packed.  It notes the
+module's name and arguments, runs nothing, and answers what a test has prepared.  So a test with it
+shows what the role asks of which guest, **never that such a guest does it**.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+#: Arguments of a module that somebody set; not those that Ansible adds.
+Call = tuple[str, dict[str, Any]]
+
+
+class Guest:
+    """One such guest: what it answers, and afterwards what it was asked.
+
+    :param answers: results of modules by their short names; the others have changed something.
+    """
+
+    def __init__(self, folder: Path, answers: dict[str, Any]) -> None:
+        folder.mkdir()
+        self._calls = folder / "calls"
+        (folder / "answers.json").write_text(json.dumps(answers))
+        argv = shlex.join([sys.executable, __file__, str(folder)])
+        self.python = folder / "python"
+        self.python.write_text(f'#!/bin/sh\nexec {argv} "$@"\n')
+        self.python.chmod(0o755)
+
+    @property
+    def calls(self) -> list[Call]:
+        """Names and arguments of the modules that were run, in their order."""
+        lines = self._calls.read_text().splitlines() if self._calls.exists() else []
+        return [(name, arguments) for name, arguments in map(json.loads, lines)]
+
+
+def main() -> None:
+    folder, packed = Path(sys.argv[1]), Path(sys.argv[2])
+    name, arguments = _module(ast.parse(packed.read_text()))
+    with (folder / "calls").open("a") as file:
+        file.write(json.dumps([name, arguments]) + "\n")
+    answers = json.loads((folder / "answers.json").read_text())
+    print(json.dumps(answers.get(name, {"changed": True})))
+
+
+def _module(tree: ast.Module) -> Call:
+    """From the one call that ansible-core writes at the end of what it packs."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "_ansiballz_main":
+            given = {word.arg: word.value for word in node.keywords}
+            name = ast.literal_eval(given["module_fqn"]).rpartition(".")[2]
+            params = json.loads(ast.literal_eval(given["params"]))["ANSIBLE_MODULE_ARGS"]
+            return name, {key: value for key, value in params.items() if key[0] != "_"}
+    raise SystemExit("this is not how ansible-core packs a module any more")
+
+
+if __name__ == "__main__":
+    main()
