@@ -24,6 +24,8 @@ MIB = 1 << 20
 GIB = 1 << 30
 SIZE = 4 * GIB  # none of it is taken from the disk before it is written
 KEEP = GIB
+IMAGE = GIB
+RESERVE = 8 * MIB
 PLAY = """
 - hosts: kvm_linux_guests
   gather_facts: false
@@ -79,7 +81,7 @@ class World:
         self.folder, self.guest, self.images = folder, guest, images
         self.lock = folder / "run" / "thinvirt-zero-fill.lock"
         self.other = images / "other"
-        image = create(images / "web.qcow2", "1G")
+        image = create(images / "web.qcow2", str(IMAGE))
         self.uri = host(folder / "host.xml", domain("web", disk("vda", image), running=True))
         (folder / "run").mkdir()
         (folder / "slow").mkdir()
@@ -105,7 +107,7 @@ class World:
         given = {
             "uri": self.uri,
             "paths": [str(self.guest)],
-            "keep_free_bytes": 0,
+            "keep_free_bytes": RESERVE,
             "accept_growth": True,
             "host_min_free_bytes": KEEP,
         } | variables
@@ -185,7 +187,9 @@ def test_it_is_stopped_before_the_host_is_full(world):
     assert "What it had filled is free again in the guest." in output
     assert (result["complete"], result["stopped_for_host"]) == (False, True)
     (one,) = result["file_systems"]
-    assert one["stopped_by"] == "stopped", (one, output)
+    assert one["stopped_by"] == "stopped"
+    assert one["planned_bytes"] == result["budget_bytes"] == IMAGE, "it can't grow beyond that"
+    assert one["keep_free_bytes"] == RESERVE
     assert one["written_bytes"] < one["planned_bytes"]
     world.assert_clean(free)
 
