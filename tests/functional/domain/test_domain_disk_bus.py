@@ -94,7 +94,9 @@ def guest(lab, tmp_path):
     yield "b-guest"
     if lab.virsh("domstate", "b-guest").strip() != "shut off":
         lab.virsh("destroy", "b-guest")
-    lab.virsh("undefine", "b-guest", "--managed-save", "--snapshots-metadata")
+    lab.virsh(
+        "undefine", "b-guest", "--managed-save", "--snapshots-metadata", "--checkpoints-metadata"
+    )
 
 
 def kept(tmp_path):
@@ -216,6 +218,23 @@ def test_refused_and_nothing_changed(lab, tmp_path, bus, guest):
     assert_explains(bus(guest, bus="sata", state="restored"), "leave out bus")
     assert dump(lab, guest) == before
     assert kept(tmp_path) == []
+
+
+def test_checkpoints_are_refused(lab, tmp_path, bus, guest):
+    """They are made of a guest that runs, and stay when it is off."""
+    lab.virsh("start", guest, "--paused")
+    lab.virsh("checkpoint-create-as", guest, "c")
+    lab.virsh("destroy", guest)
+    before = dump(lab, guest)
+    for check in (True, False):
+        result = bus(guest, bus="scsi", check=check)
+        assert_explains(result, guest, "has checkpoints", "nothing was changed")
+        assert not result["changed"]
+    assert not bus(guest, bus="ide")["changed"]
+    assert dump(lab, guest) == before
+    assert kept(tmp_path) == []
+    lab.virsh("checkpoint-delete", guest, "c", "--metadata")
+    assert bus(guest, bus="scsi")["changed"]
 
 
 def test_restored_is_refused_for_a_guest_that_runs(lab, bus, guest):

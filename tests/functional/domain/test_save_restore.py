@@ -152,6 +152,39 @@ def test_a_block_job_is_refused(lab, guest, tmp_path):
         lab.virsh("blockjob", guest.name, "sda", "--abort")
 
 
+def test_what_cannot_be_migrated_is_refused(lab, guest, tmp_path):
+    """A shared folder: no machine has to have a device to give away, and all are found alike."""
+    guest.destroy()
+    folder = f"<filesystem type='mount'><source dir='{tmp_path}'/><target dir='t'/></filesystem>"
+    text = guest.xml(inactive=True).replace("</devices>", f"{folder}</devices>")
+    (tmp_path / "x.xml").write_text(text)
+    lab.virsh("define", str(tmp_path / "x.xml"))
+    lab.virsh("start", guest.name, "--paused")
+    assert_refused(lab, guest, "a shared folder", "power_cycle")
+
+
+def test_an_older_saved_state_is_refused(lab, guest):
+    """One that was restored by its file's name is still there, and a start would resume it."""
+    lab.virsh("managedsave", guest.name)
+    lab.virsh("restore", f"/var/lib/libvirt/qemu/save/{guest.name}.save", "--paused")
+    assert "yes" in lab.virsh("dominfo", guest.name).split("Managed save:")[1].split()[0]
+    assert_refused(lab, guest, "an older saved state", "managedsave-remove")
+
+
+def test_a_transient_guest_is_refused(lab, guest, tmp_path):
+    (tmp_path / "x.xml").write_text(guest.xml(inactive=True))
+    lab.virsh("undefine", guest.name)
+    try:
+        before = guest.xml()
+        for check in (True, False):
+            result = run(lab, guest, check=check)
+            assert_explains(result, "transient", "nothing was changed")
+            assert not result["changed"]
+        assert guest.xml() == before
+    finally:
+        lab.virsh("define", str(tmp_path / "x.xml"))
+
+
 def test_what_only_a_start_tells_the_guest_is_refused(lab, guest):
     before = guest.xml(inactive=True)
     result = run(lab, guest, disks=["sda"], rotation_rate=1)
