@@ -213,7 +213,7 @@ domains:
           C(reason), C(remedy), C(domain) and C(disk).
         - The ids are C(machine-too-old), C(machine-deprecated), C(machine-unknown-here),
           C(machine-left-alone), C(windows-activation), C(network-names), C(shared-with-old),
-          C(tpm-state).
+          C(tpm-state), C(nvram-not-copied).
       type: list
       elements: dict
       returned: on success of this domain

@@ -24,7 +24,10 @@ from .guest import Guest
 from .image import SUITE, GuestImage, guest_image
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache" / "guest"
-HOST_FOLDERS = ("/etc/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt")
+HOST_FOLDERS = (
+    *("/etc/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt"),
+    *("/var/lib/swtpm-localca", "/var/log/swtpm"),  # of emulated TPMs
+)
 # The kernel takes 107 bytes of socket path. The longest that libvirt makes below the state folder
 # of an unprivileged user is that of the guest agent's channel, 86 bytes; for root it is its own.
 MAX_STATE_BYTES = {"root": 107 - 30, "user": 107 - 86}
@@ -39,6 +42,8 @@ user = "root"
 group = "root"
 dynamic_ownership = 0
 remember_owner = 0
+swtpm_user = "root"
+swtpm_group = "root"
 """
 LIBVIRTD_CONF = """
 auth_unix_ro = "none"
@@ -98,7 +103,16 @@ class Lab:
         if self._is_up():
             return
         self.stop()
-        for name in ("etc/libvirt", "lib", "log", "run", "tmp", "disks"):
+        for name in (
+            "etc/libvirt",
+            "lib",
+            "log",
+            "run",
+            "tmp",
+            "disks",
+            "lib/swtpm-localca",
+            "log/swtpm",
+        ):
             (self.state / name).mkdir(parents=True, exist_ok=True)
         # What libvirt found out about each QEMU (7 s), checked by it, is shared by all labs.
         (self.cache / "libvirt").mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,8 @@ mount --bind "$state/etc" /etc/libvirt
 mount --bind "$state/lib" /var/lib/libvirt
 mount --bind "$state/cache" /var/cache/libvirt
 mount --bind "$state/log" /var/log/libvirt
+mount --bind "$state/lib/swtpm-localca" /var/lib/swtpm-localca
+mount --bind "$state/log/swtpm" /var/log/swtpm
 # The QEMU driver does not start without the user libvirt-qemu, even where qemu.conf says root.
 mount --bind "$state/passwd" /etc/passwd
 mount --bind "$state/group" /etc/group

@@ -20,6 +20,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import (
     compare,
     policy,
     rebuild_xml,
+    save_folder,
     xml,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import (
@@ -145,6 +146,11 @@ def plan(
     folder = convert.checked_folder(request.dest_dir)
     existing = _existing(hypervisor, request.name)
     nvram = rebuild_xml.nvram_path(now)
+    findings = rebuild_xml.shared(now, request.name)
+    if rebuild_xml.firmware_has_variables(now):
+        nvram = nvram or save_folder.nvram_file(hypervisor.local_uri(), old.name)
+        if not os.path.exists(nvram):
+            findings = (*findings, rebuild_xml.without_variables(request.name))
     work = Rebuild(
         old=old,
         now=now,
@@ -152,7 +158,7 @@ def plan(
         machine=machine,
         copies=_copies(hypervisor, domain, request.name, folder, check=existing is None),
         nvram=(nvram, _nvram_name(folder, request.name)) if os.path.exists(nvram) else ("", ""),
-        findings=rebuild_xml.shared(now, request.name),
+        findings=findings,
     )
     if existing is not None:
         if rebuild_xml.rebuilt_of(existing.configured_xml(with_secrets=False)) != old.uuid:

@@ -79,6 +79,24 @@ def nvram_path(text: str) -> str:
     return source.get("file", "") if source is not None else (nvram.text or "").strip()
 
 
+def firmware_has_variables(text: str) -> bool:
+    """Whether it boots by UEFI; libvirt chooses the firmware's files itself if none are named."""
+    os_ = parse_tree(text).find("os")
+    return os_.get("firmware") == "efi" or os_.find("loader[@type='pflash']") is not None
+
+
+def without_variables(name: str) -> Finding:
+    """The new domain's firmware has forgotten what the old one's knew."""
+    return Finding(
+        id="nvram-not-copied",
+        severity="warning",
+        reason="No file with the variables of the old domain's firmware was found, so the new "
+        "one's begin empty: boot entries and keys that were enrolled are not there.",
+        remedy="If it does not boot, choose the boot loader's file in the firmware's menu.",
+        domain=name,
+    )
+
+
 def shared(text: str, name: str) -> tuple[Finding, ...]:
     """What the two domains have in common, so that they cannot both run, or should not."""
     tree = parse_tree(text)
@@ -161,6 +179,8 @@ def _set_source(disk: t.Any, path: str) -> None:
 
 def _set_nvram(tree: t.Any, path: str) -> None:
     nvram = tree.find("os/nvram")
+    if nvram is None and path:
+        append_child(tree.find("os"), "nvram", {}).text = path
     if nvram is None:
         return
     source = nvram.find("source")

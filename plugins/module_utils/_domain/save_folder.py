@@ -64,6 +64,21 @@ def locate(uri: str) -> tuple[str, str]:
     return f"/proc/{pid}/root{folder}", folder
 
 
+def nvram_file(uri: str, name: str) -> str:
+    """Where libvirt keeps the variables of a firmware that it has chosen itself.
+
+    The domain's configuration need not say so; that of the running one does.
+
+    :returns: the file as this process can open it; empty if there is none, or it cannot be told.
+    """
+    try:
+        saved, _folder = locate(uri)
+    except RefusedError:
+        return ""
+    path = os.path.join(os.path.dirname(saved), "nvram", f"{name}_VARS.fd")
+    return path if os.path.isfile(path) else ""
+
+
 def file_system(uri: str) -> tuple[FileSystem, str]:
     """The file system that libvirt saves on, and the folder for people.
 
