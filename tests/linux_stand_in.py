@@ -39,7 +39,7 @@ class Guest:
     def calls(self) -> list[Call]:
         """Names and arguments of the modules that were run, in their order."""
         lines = self._calls.read_text().splitlines() if self._calls.exists() else []
-        return [(name, arguments) for name, arguments in map(json.loads, lines)]
+        return [tuple(json.loads(line)) for line in lines]
 
 
 def main() -> None:

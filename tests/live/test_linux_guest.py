@@ -140,7 +140,7 @@ class Run:
         self.ran = {name for name, result in results if not result.get("skipped")}
         self.changed = {name for name, result in results if result["changed"]}
         self.told = " ".join(str(result.get("msg")) for name, result in results if name == TOLD)
-        self.failure = " ".join(result["msg"] for _, result in results if result.get("failed"))
+        self.failure = " ".join(result["msg"] for _name, result in results if result.get("failed"))
         self.calls = [result for name, result in results if name == TRIM]
         last = [result for name, result in results if "findings" in result][-1]
         self.findings = {finding["id"] for finding in last["findings"]}

@@ -209,7 +209,7 @@ def test_what_qemu_flushes_at_a_switch_is_on_the_disk_before(lab, domain, tmp_pa
     assert not result["failed"], result["msg"]
     flushed = re.findall(r"fsync\(\d+<[^>]*/([^/>]*)>\)", trace.read_text())
     overlays = [name for name in flushed if name.endswith(".overlay")]
-    first, second = dict.fromkeys(overlays)
+    first, second = sorted(set(overlays), key=overlays.index)
     # Each when it is made, and when the guest goes on with another; the second at its switch too.
     assert (overlays.count(first), overlays.count(second)) == (2, 3)
     # The image at the first switch; what has its name then, at the last one and in the end.

@@ -132,9 +132,9 @@ def test_the_parts_of_a_bar(given, parts) -> None:
 
 
 def test_a_hosts_bar_is_the_sum_of_its_file_systems() -> None:
-    bar = charts.bar_of("kvm1", system(), system(reclaimable_bytes=10))
-    assert bar.capacity_bytes == 400
-    assert bar.parts == {"used": 50, "unknown": 60, "reclaimable": 10, "promised": 80}
+    total = charts.bar_of("kvm1", system(), system(reclaimable_bytes=10))
+    assert total.capacity_bytes == 400
+    assert total.parts == {"used": 50, "unknown": 60, "reclaimable": 10, "promised": 80}
     assert charts.bar_of("kvm1", system(), system(total_bytes=None)).capacity_bytes is None
 
 
