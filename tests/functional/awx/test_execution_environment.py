@@ -49,7 +49,7 @@ def test_create_writes_a_context_with_the_collection_in_it(context):
 @pytest.mark.parametrize(
     ("target", "found"),
     [
-        ("python", {"pypsrp>=0.9.0"}),
+        ("python", {"pypsrp>=0.9.0", "vl-convert-python>=1.9.0"}),
         ("system", {"openssh-clients [platform:rpm]", "openssh-client [platform:dpkg]", "sshpass"}),
     ],
 )
