@@ -35,7 +35,7 @@ demo-clean: ## remove every trace of the demo, processes included
 test: setup-test ## everything: static checks, then unit, functional and live tests
 	@echo "==> Static checks: lint, types, sanity (about 1 min; 2 min the first time)"
 	@$(MAKE) -j2 --output-sync=target static
-	@echo "==> Functional, live and unit tests (about 40 min without KVM)"
+	@echo "==> Functional, live and unit tests (about 30 min without KVM)"
 	@$(RUN) pytest tests $(SIDE_BY_SIDE) --durations=30 $(ARGS) </dev/null
 
 bench: setup-test ## time the modules against the bare tools (about 10 min)
@@ -69,5 +69,5 @@ unit: setup ## pure parts, seconds
 functional: setup-test ## real qemu-img and file systems, test:///default
 	@$(RUN) pytest tests/functional $(ARGS) </dev/null
 
-live: setup-test ## real guests (about 40 min without KVM)
+live: setup-test ## real guests (about 30 min without KVM)
 	@$(RUN) pytest tests/live $(ARGS) </dev/null

@@ -7,9 +7,11 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -29,6 +31,8 @@ class Sshd:
         self.folder = folder
         self.port = _free_port()
         self._process: subprocess.Popen | None = None
+        # The name of a socket has at most 107 bytes, and folders of tests have long names.
+        self._masters = tempfile.mkdtemp(prefix="cp-")
         for name in ("host", "user"):
             argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name]
             subprocess.run(argv, check=True, stdin=subprocess.DEVNULL)
@@ -47,6 +51,7 @@ class Sshd:
 
     def __exit__(self, *_exception: object) -> None:
         self.stop()
+        shutil.rmtree(self._masters, ignore_errors=True)
 
     def start(self) -> None:
         argv = [SSHD, "-D", "-e", "-f", str(self.folder / "config")]
@@ -99,7 +104,7 @@ class Sshd:
             "ansible_user": getpass.getuser(),
             "ansible_ssh_private_key_file": str(self.folder / "user"),
             "ansible_ssh_common_args": known,
-            "ansible_control_path_dir": str(self.folder / "cp"),
+            "ansible_control_path_dir": self._masters,
             "ansible_python_interpreter": "/usr/bin/python3",
             "ansible_remote_tmp": str(self.folder / "tmp"),
             "ansible_async_dir": str(self.folder / "async"),

@@ -154,7 +154,7 @@ def test_image_convert_killed_at_each_system_call(tmp_path, record_property):
     assert answer(traced_copy())["changed"]
     all_points = points(tmp_path / "log")
     # The manifest comes before the copy: without it the next run would not know the copy.
-    manifest = "unlink write fsync rename fsync"
+    manifest = "unlink write fchown fchmod fsync rename fsync"
     order = f"{COPIED} {manifest} {SWAP} linkat unlink fsync fsync ftruncate fsync"
     assert order in calls_of(all_points)
     all_points, named = to_kill_at(all_points), False
