@@ -279,9 +279,9 @@ domains:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import backup_report
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.backup import back_up
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.backup_work import Settings
+from ansible_collections.thinvirt.kvm.plugins.module_utils._backup import report as backup_report
+from ansible_collections.thinvirt.kvm.plugins.module_utils._backup.backup import back_up
+from ansible_collections.thinvirt.kvm.plugins.module_utils._backup.work import Settings
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Hypervisor
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.select import refuse_duplicates
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.turns import MAX_WORKERS

@@ -312,17 +312,19 @@ domains:
 from dataclasses import replace
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import compact_report
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.compact import Compactor
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Hypervisor
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.live_policy import (
-    refuse_live_wishes,
+from ansible_collections.thinvirt.kvm.plugins.module_utils._compaction import (
+    report as compact_report,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._compaction.compact import Compactor
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Hypervisor
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.select import refuse_duplicates
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.turns import MAX_WORKERS
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image import compact_policy
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.convert import checked_folder
+from ansible_collections.thinvirt.kvm.plugins.module_utils._live.policy import (
+    refuse_live_wishes,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_raise
 from ansible_collections.thinvirt.kvm.plugins.module_utils._spec import (
     compact_spec,

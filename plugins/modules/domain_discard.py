@@ -241,7 +241,8 @@ domains:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import discard, policy
+from ansible_collections.thinvirt.kvm.plugins.module_utils._discard import discard
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import policy
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Hypervisor
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.select import refuse_duplicates
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError

@@ -228,9 +228,9 @@ domains:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import machine_change, rebuild
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Hypervisor
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
+from ansible_collections.thinvirt.kvm.plugins.module_utils._hardware import machine_change, rebuild
 from ansible_collections.thinvirt.kvm.plugins.module_utils._plan import diff
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_raise
 from ansible_collections.thinvirt.kvm.plugins.module_utils._spec import (

@@ -142,8 +142,8 @@ seconds:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.thinvirt.kvm.plugins.module_utils._backup.restore import Restore
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Hypervisor
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.restore import Restore
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.convert import checked_folder
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.progress import progress_logger

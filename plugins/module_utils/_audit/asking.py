@@ -14,7 +14,7 @@ import dataclasses
 import time
 import typing as t
 
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import untrimmed
+from ansible_collections.thinvirt.kvm.plugins.module_utils._discard import untrimmed
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.turns import MAX_WORKERS
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     AgentTimeoutError,

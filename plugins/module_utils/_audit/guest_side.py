@@ -14,7 +14,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._audit.model import (
     GuestFileSystem,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._audit.obstacles import Kept
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import untrimmed
+from ansible_collections.thinvirt.kvm.plugins.module_utils._discard import untrimmed
 from ansible_collections.thinvirt.kvm.plugins.module_utils._findings import Finding
 
 

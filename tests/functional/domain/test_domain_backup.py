@@ -13,7 +13,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.backup_job import Workplace
+from ansible_collections.thinvirt.kvm.plugins.module_utils._backup.job import Workplace
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import (
     Record,
     open_journal,

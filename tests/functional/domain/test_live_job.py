@@ -7,9 +7,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import live_job
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Hypervisor
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import HypervisorError
+from ansible_collections.thinvirt.kvm.plugins.module_utils._live import job as live_job
 from image_lab import qemu_io
 from lab import Disk, GuestSpec
 

@@ -11,7 +11,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._audit import guest_s
 from ansible_collections.thinvirt.kvm.plugins.module_utils._audit.asking import Answer
 from ansible_collections.thinvirt.kvm.plugins.module_utils._audit.image_checks import reclaimable
 from ansible_collections.thinvirt.kvm.plugins.module_utils._audit.obstacles import Kept
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.untrimmed import (
+from ansible_collections.thinvirt.kvm.plugins.module_utils._discard.untrimmed import (
     Address,
     GuestFileSystem,
 )

@@ -9,13 +9,10 @@ import os
 import subprocess
 
 import pytest
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import (
-    backup_policy,
-    backup_xml,
-    freeze,
-    qemu_process,
-    xml,
-)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._backup import freeze, qemu_process
+from ansible_collections.thinvirt.kvm.plugins.module_utils._backup import policy as backup_policy
+from ansible_collections.thinvirt.kvm.plugins.module_utils._backup import xml as backup_xml
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import xml
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     AgentError,
     HypervisorError,

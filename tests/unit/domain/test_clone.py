@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.clone import (
+from ansible_collections.thinvirt.kvm.plugins.module_utils._backup.clone import (
     CopiedDisk,
     cloned_xml,
     dropped_disks,

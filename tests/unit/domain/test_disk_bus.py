@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import boot, disk_bus, xml
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import xml
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import RefusedError
+from ansible_collections.thinvirt.kvm.plugins.module_utils._hardware import boot, disk_bus
 
 DOMAIN = """<domain type='kvm'>
   <name>web1</name>

@@ -16,12 +16,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 import yaml
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import (
-    disk_bus,
-    machine_xml,
-    policy,
-    xml,
-)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import policy, xml
+from ansible_collections.thinvirt.kvm.plugins.module_utils._hardware import disk_bus, machine_xml
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = yaml.safe_load((GOLDEN / "cases.yml").read_text(encoding="utf-8"))

@@ -7,9 +7,9 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.live_files import Files
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import RefusedError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import Live, Record
+from ansible_collections.thinvirt.kvm.plugins.module_utils._live.files import Files
 
 BASE, DEST = "/pool/a.qcow2", "/fast/a.qcow2"
 MARK = "thinvirt-0123456789abcdef"

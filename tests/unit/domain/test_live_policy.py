@@ -7,16 +7,16 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import live_policy as policy
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.live_policy import (
-    Found,
-    Settlement,
-)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.policy import Versions
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.xml import Disk, DiskSettings
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     RefusedError,
     UnsupportedError,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._live import policy
+from ansible_collections.thinvirt.kvm.plugins.module_utils._live.policy import (
+    Found,
+    Settlement,
 )
 
 DISK = Disk(

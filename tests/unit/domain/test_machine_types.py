@@ -7,15 +7,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import (
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import xml
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import RefusedError
+from ansible_collections.thinvirt.kvm.plugins.module_utils._hardware import (
     compare,
     machine_types,
     machine_xml,
     rebuild_xml,
-    xml,
 )
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.machine_types import Offer
-from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import RefusedError
+from ansible_collections.thinvirt.kvm.plugins.module_utils._hardware.machine_types import Offer
 
 GOLDEN = Path(__file__).parent / "golden"
 DOMAIN = """<domain type='kvm'><name>web1</name><uuid>u</uuid>

@@ -8,10 +8,10 @@ import dataclasses
 import pathlib
 
 import pytest
+from ansible_collections.thinvirt.kvm.plugins.module_utils._discard import savable
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import (
     policy,
     restart,
-    savable,
     save_folder,
     xml,
 )

@@ -10,9 +10,10 @@ import threading
 import time
 
 import pytest
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import trim, xml
+from ansible_collections.thinvirt.kvm.plugins.module_utils._discard import trim
+from ansible_collections.thinvirt.kvm.plugins.module_utils._discard.trim import DiskTrim
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import xml
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.agent import MountTrim
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.trim import DiskTrim
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     AgentError,
     HypervisorError,

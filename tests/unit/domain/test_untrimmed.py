@@ -7,8 +7,8 @@ from __future__ import annotations
 import copy
 
 import pytest
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import untrimmed
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.untrimmed import Address
+from ansible_collections.thinvirt.kvm.plugins.module_utils._discard import untrimmed
+from ansible_collections.thinvirt.kvm.plugins.module_utils._discard.untrimmed import Address
 
 MIB = 1 << 20
 GIB = 1 << 30

@@ -1,0 +1,400 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Make one file again of a chain that the compaction of a running domain's disk has made.
+
+This ends every such run: one that came to its end, one that gave up, and one that was killed.  What
+is to be done is decided from what is found (``live_policy.settle``), not from what was planned:
+libvirt, QEMU and the host may have gone on without us, or not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import xml
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import (
+    Guest,
+    Hypervisor,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.redefine import redefine
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
+    HypervisorError,
+    NotFoundError,
+    RefusedError,
+    ThinvirtError,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.files import open_image
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import (
+    Journal,
+    Live,
+    Record,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import probe_locks
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_argv import (
+    Storage,
+    image_spec,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_img import QemuImg
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.recover import wait_until_free
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import (
+    Stages,
+    identity_at,
+    remove_name,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._live import policy
+from ansible_collections.thinvirt.kvm.plugins.module_utils._live.files import (
+    Files,
+    live_of,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._live.job import (
+    Job,
+    Switches,
+    patience,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import (
+    StoppedError,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
+
+#: For a job of a run that was killed to end.
+_PATIENCE_SECONDS = 60.0
+#: An upgrade of libvirt restarts its daemon, which takes some seconds.
+_RECONNECT_SECONDS = 60.0
+_RECONNECT_PAUSE_SECONDS = 1.0
+#: For qemu-img, where the domain is off by now; longer than any overlay needs.
+_OFFLINE_SECONDS = 6 * 3600.0
+
+
+class Settling:
+    """One image that has a journal of a live compaction, held by us.
+
+    :param path: of the image; where it is moved from, if it is.
+    :param record: the journal's last one.
+    :param pointer: the journal beside the copy of an image that is moved.
+    :param bandwidth_bytes: for what is left to copy, a second; 0 for as much as there is.
+    """
+
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        guest: Guest,
+        path: str,
+        *,
+        journal: Journal,
+        record: Record,
+        stages: Stages,
+        switches: Switches,
+        bandwidth_bytes: int = 0,
+        pointer: Journal | None = None,
+    ) -> None:
+        self.hypervisor = hypervisor
+        self.guest = guest
+        self.path = path
+        self.journal = journal
+        self.record = record
+        self.live: Live = live_of(record, path)
+        self.files = Files.of(path, record)
+        self.pointer = pointer
+        self.stages = stages
+        self.switches = switches
+        self.bandwidth_bytes = bandwidth_bytes
+        self.files.refuse_foreign_names(record)
+
+    def settle(self) -> policy.Settlement:
+        """Have the domain on one file again; libvirtd may be restarted meanwhile.
+
+        :raises RefusedError: it is not clear how; nothing was changed.
+        :raises ThinvirtError: it did not work; the chain is whole, and the journal stays.
+        """
+        deadline = time.monotonic() + _RECONNECT_SECONDS
+        while True:
+            try:
+                return self._settle()
+            except StoppedError:
+                continue  # each thread is told once, and the main one ends us when this is done
+            except HypervisorError:
+                if not self.guest.is_lost() or time.monotonic() > deadline:
+                    raise
+            time.sleep(_RECONNECT_PAUSE_SECONDS)
+            with contextlib.suppress(HypervisorError):
+                self.hypervisor.reconnect()
+                self.guest.reconnect()
+
+    def _settle(self) -> policy.Settlement:
+        self._end_job()
+        found = self._found()
+        todo = policy.settle(found)
+        if todo.take_back:
+            with self.stages.stage("take back"):
+                # The copy loses its name; nobody has it open.
+                os.rename(self.files.kept, self.path)
+                self.files.sync_folders()
+        if todo.commit:
+            self._commit(found)
+        end = self.files.new if todo.finished else self.files.base
+        # QEMU has flushed it, when it was ready; what a guest has not asked to be flushed too.
+        _flush(end)
+        with self.stages.stage("clean"):
+            self._restore_configuration(end)
+            certain = found.running and (todo.commit or _has_writer(end))
+            self._clean(end, finished=todo.finished, certain=certain)
+        return todo
+
+    def _domain_now(self) -> tuple[bool, xml.Disk]:
+        """Whether the domain runs, and the disk as QEMU has it, or would have it."""
+        running = self.guest.is_active()
+        if not running and self.guest.is_elsewhere():
+            # Its QEMU there may have no lock on the files yet, or none that is seen here.
+            raise RefusedError(
+                f"Domain {self.guest.name} was migrated to another host, and writes to its overlay "
+                "there; no file was touched.",
+                remedy="Run thinvirt.kvm.domain_compact with state=recovered on that host.",
+            )
+        text = self.guest.live_xml() if running else self.guest.configured_xml(with_secrets=False)
+        disk = xml.parse_domain(text).disk(self.live.target)
+        if disk is None:
+            raise RefusedError(
+                f"Domain {self.guest.name} has no disk {self.live.target} any more, on which a run "
+                f"was at work that was killed; {shown(self.path)} and its overlay were left as "
+                "they are.",
+                remedy=f"Look at {shown(self.journal.path)} and the files that it names.",
+            )
+        return running, disk
+
+    def _end_job(self) -> None:
+        """Give up the copy or the commit that a run has left: the guest stays where it is."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while self._has_job():
+            with self.stages.stage("end job"):
+                with contextlib.suppress(HypervisorError):  # it may end by itself at this moment
+                    self.guest.abort_job(self.live.target)
+                if time.monotonic() > deadline:
+                    raise HypervisorError(
+                        f"A block job on disk {self.live.target} of domain {self.guest.name} does "
+                        "not end.",
+                        remedy="Look at QEMU's log, and at the host's storage.",
+                    )
+                time.sleep(0.1)
+
+    def _has_job(self) -> bool:
+        running, disk = self._domain_now()
+        # A libvirtd that was restarted may know of a job and not what it is for.
+        return running and bool(disk.job or self.guest.block_job(self.live.target))
+
+    def _found(self) -> policy.Found:
+        running, disk = self._domain_now()
+        files = self.files
+        top = policy.top_of(
+            os.path.realpath(self.hypervisor.disk_path(disk) or "/"), files.by_role()
+        )
+        end = identity_at(files.new if top == "new" else files.base)
+        if end is None:
+            raise RefusedError(
+                f"{shown(self.path)} is gone, and its journal is of a run that was killed; nothing "
+                "was changed.",
+                remedy="Look at the files with its name, and give the right one its name.",
+            )
+        copy, now = self.record.copy, identity_at(files.new)
+        exchanged = copy is not None and now is not None and now.ino == copy.ino
+        found = policy.Found(
+            stage=self.record.stage,
+            running=running,
+            top=top,
+            exchanged=exchanged,
+            holds_original=running and _is_used(files.kept),
+            holds_copy=running and exchanged and _is_used(files.new),
+            moves=files.moves,
+        )
+        if top in ("base", "new") and found.stage != policy.MERGE:
+            overlay = files.second if top == "new" else files.overlay
+            found = dataclasses.replace(found, overlay_written=_is_written(overlay))
+        if policy.must_compare(found):
+            found = dataclasses.replace(found, tops_equal=self._are_equal())
+        return found
+
+    def _spec(self, overlay: str) -> str:
+        below = [(Storage(self.files.below(overlay)), self.live.image_format)]
+        return image_spec(Storage(overlay), "qcow2", backing=below)
+
+    def _are_equal(self) -> bool:
+        tool = QemuImg(timeout=_OFFLINE_SECONDS)
+        with self.stages.stage("compare") as report:
+            return tool.compare(
+                self._spec(self.files.overlay),
+                self._spec(self.files.second),
+                pass_fds=(),
+                report=report,
+            )
+
+    def _commit(self, found: policy.Found) -> None:
+        """Move what the guest has written to the top into the file below it."""
+        self.record = dataclasses.replace(self.record, stage=policy.MERGE)
+        self.journal.write(self.record)
+        top = self.files.overlay if found.top == "overlay" else self.files.second
+        with self.stages.stage("commit") as report:
+            if not found.running:
+                QemuImg(timeout=_OFFLINE_SECONDS).commit(self._spec(top))
+                return
+            self._begin_commit()
+            job = Job(
+                self.guest,
+                self.live.target,
+                switches=self.switches,
+                limited_seconds=patience(top, self.bandwidth_bytes),
+            )
+            job.wait_until_ready(report)
+        with self.stages.stage("switch"):
+            job.pivot(leaves=top, to=self.files.below(top))
+
+    def _begin_commit(self) -> None:
+        """Begin to commit; a job that libvirtd has yet to forget is given its time."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                self.guest.begin_commit(self.live.target, bandwidth_bytes=self.bandwidth_bytes)
+                return
+            except HypervisorError:
+                gone = self.guest.is_lost() or not self.guest.is_active()
+                if gone or time.monotonic() > deadline:
+                    raise
+            with contextlib.suppress(HypervisorError):
+                self.guest.abort_job(self.live.target)
+            time.sleep(0.5)
+
+    def _restore_configuration(self, end: str) -> None:
+        """The next start has the disk where it had it before, in the same words, or at its copy."""
+        if not self.guest.is_persistent():
+            return
+        source = self.live.source
+        if end != self.files.base:
+            source = xml.moved_source(source, end)
+        put_at(self.hypervisor, self.guest, self.live.target, source)
+
+    def _clean(self, end: str, *, finished: bool, certain: bool) -> None:
+        """Remove what nobody needs any more, and nothing that somebody has open.
+
+        :param end: the file that the disk is on.
+        :param certain: QEMU has the disk on it.  What else it has open then it only has
+            because a libvirtd that was killed has forgotten it; that space comes back when the
+            guest is powered off.
+        """
+        _running, disk = self._domain_now()
+        if os.path.realpath(end) != os.path.realpath(self.hypervisor.disk_path(disk) or "/"):
+            raise HypervisorError(
+                f"Disk {self.live.target} of domain {self.guest.name} is not on {shown(end)} "
+                "again, though it should be; no file was removed.",
+                remedy="Run it again with state=recovered.",
+            )
+        files = self.files
+        chain = [path for path in (files.overlay, files.second) if path]
+        chain += self._doomed_image(finished=finished)
+        copies = [files.temp] if files.temp else []
+        for path in copies if certain else (*copies, *chain):
+            wait_until_free(path)
+        try:
+            files.sync_folders()
+            for path in (*copies, *chain):
+                remove_name(path)
+            files.sync_folders()
+        except OSError as error:
+            raise failure(self.path, "cleaned up after", error) from error
+        journals = [self.journal, *([self.pointer] if self.pointer else [])]
+        for journal in journals if finished else reversed(journals):
+            # One that is left if we are killed is where the domain is, and so is found again.
+            journal.clear()
+            journal.remove()
+
+    def _doomed_image(self, *, finished: bool) -> list[str]:
+        """An original that is not to be kept, or a copy that was not needed, by its name.
+
+        Not while it may be the only one with its content; and nothing that somebody else has put
+        in its place.
+        """
+        files, record = self.files, self.record
+        if files.moves and not finished:
+            now = identity_at(files.new)
+            ours = record.copy is not None and now is not None and now.ino == record.copy.ino
+            return [files.new] if ours else []
+        if files.moves:
+            same = record.source is not None and record.source.is_still(identity_at(files.base))
+            return [files.base] if same and not record.keep_original else []
+        if not files.kept:
+            return []
+        kept, now = identity_at(files.kept), identity_at(self.path)
+        if kept is not None and now is not None and kept.ino == now.ino:
+            return [files.kept]  # just a second name
+        return [files.kept] if finished and not record.keep_original else []
+
+
+def put_at(hypervisor: Hypervisor, guest: Guest, target: str, source: str) -> None:
+    """Have the next start of a domain find a disk where ``xml.source_of`` has said."""
+    before = guest.configured_xml(with_secrets=True)
+    after = xml.with_source(before, target, source)
+    wanted = xml.canonical(after)
+    if xml.canonical(before) != wanted:
+        redefine(
+            hypervisor,
+            guest,
+            before=before,
+            after=after,
+            is_as_wanted=lambda text: xml.canonical(text) == wanted,
+        )
+
+
+def _flush(path: str) -> None:
+    try:
+        with open_image(path) as image:
+            os.fsync(image.fd)
+    except OSError as error:
+        raise failure(path, "flushed", error) from error
+
+
+def _has_writer(path: str) -> bool:
+    """Whether QEMU, not only libvirt, is sure to have a disk on this file.
+
+    It writes there, and to nothing but the top of a chain does it without a job.
+    """
+    with open_image(path) as image:
+        return probe_locks(image.fd).writer
+
+
+def _is_used(path: str) -> bool:
+    if not path:
+        return False
+    try:
+        with open_image(path) as image:
+            return bool(probe_locks(image.fd).used)
+    except NotFoundError:
+        return False
+
+
+def _is_written(path: str) -> bool:
+    if not path or identity_at(path) is None:
+        return False
+    if os.path.getsize(path) == 0:  # made, and not yet filled
+        return False
+    tool = QemuImg(timeout=_OFFLINE_SECONDS)
+    return any(entry.data for entry in tool.map(image_spec(Storage(path), "qcow2")))
+
+
+def give_up(settling: Settling, error: ThinvirtError) -> policy.Settlement | None:
+    """Settle after an error, and say in the error itself what has become of the disk.
+
+    :returns: None if that did not work either.
+    """
+    try:
+        settlement = settling.settle()
+    except ThinvirtError as worse:
+        error.message = (
+            f"{error.message} The disk could not be brought back on one file: {worse.message} Its "
+            "overlay and its image together are whole; remove neither: domain_compact makes one "
+            "file of them with state=recovered."
+        )
+        error.remedy = worse.remedy
+        return None
+    said = "The compaction was finished nevertheless."
+    error.message = f"{error.message} {said if settlement.finished else 'The disk is as it was.'}"
+    return settlement
