@@ -4,17 +4,9 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
 
-_RUN = """
-import json, sys
-from ansible.module_utils.testing import patch_module_args
-from ansible_collections.thinvirt.kvm.plugins.modules import image_info
-with patch_module_args(json.load(sys.stdin)):
-    image_info.main()
-"""
+from support import module_result
 
 
 def run(*argv: object, rc: int = 0) -> str:
@@ -46,17 +38,7 @@ def qemu_io(path, *commands: str) -> None:
 def image_info(*paths: object, prefix=(), check_mode=False, patience=60, **parameters) -> dict:
     """What the module returns; a traceback or a word on stderr fails the test."""
     given = {"paths": list(map(str, paths)), "_ansible_check_mode": check_mode, **parameters}
-    process = subprocess.run(
-        [*prefix, sys.executable, "-c", _RUN],
-        input=json.dumps(given),
-        capture_output=True,
-        text=True,
-        timeout=patience,
-        check=False,
-    )
-    assert process.stderr == ""
-    result = json.loads(process.stdout)
-    assert bool(process.returncode) is result.get("failed", False)
+    result = module_result("image_info", given, patience=patience, prefix=prefix)
     assert not result.get("changed")
     return result
 

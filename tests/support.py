@@ -5,11 +5,18 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 import typing as t
 from pathlib import Path
+
+import module_process
+
+_FORKED = multiprocessing.get_context("forkserver")
+_FORKED.set_forkserver_preload(module_process.IMPORTED)
 
 #: A prefix: root that has to heed the modes of files, as others have to.  Another user might not
 #: even get to the checkout.
@@ -39,18 +46,54 @@ def run_module(
     The result has ``failed`` in every case.  A traceback, or a word on stderr, fails the test.
     """
     given = {**arguments, "_ansible_check_mode": check, "_ansible_diff": True}
-    process = subprocess.run(
-        [*prefix, sys.executable, "-c", _RUN, module],
-        input=json.dumps(given),
-        capture_output=True,
-        text=True,
-        timeout=patience,
-        check=False,
-    )
-    assert process.stderr == ""
-    result = json.loads(process.stdout)
-    assert (process.returncode != 0) is result.setdefault("failed", False)
+    return module_result(module, given, patience=patience, prefix=prefix)
+
+
+def module_result(
+    module: str, given: dict[str, t.Any], *, patience: int = 120, prefix: t.Sequence[str] = ()
+) -> dict[str, t.Any]:
+    """As :func:`run_module`, with the arguments as Ansible would give them."""
+    run = _run_behind(prefix) if prefix else _run_forked
+    code, out, err = run(module, given, patience)
+    assert err == ""
+    result = json.loads(out)
+    assert (code != 0) is result.setdefault("failed", False)
     return t.cast("dict[str, t.Any]", result)
+
+
+_Run = t.Callable[[str, dict[str, t.Any], int], tuple[int, str, str]]
+
+
+def _run_behind(prefix: t.Sequence[str]) -> _Run:
+    def run(module: str, given: dict[str, t.Any], patience: int) -> tuple[int, str, str]:
+        process = subprocess.run(
+            [*prefix, sys.executable, "-c", _RUN, module],
+            input=json.dumps(given),
+            capture_output=True,
+            text=True,
+            timeout=patience,
+            check=False,
+        )
+        return process.returncode, process.stdout, process.stderr
+
+    return run
+
+
+def _run_forked(module: str, given: dict[str, t.Any], patience: int) -> tuple[int, str, str]:
+    given = json.loads(json.dumps(given))  # as it comes from Ansible: text, numbers, lists
+    with (
+        tempfile.NamedTemporaryFile("r", encoding="utf-8") as out,
+        tempfile.NamedTemporaryFile("r", encoding="utf-8") as err,
+    ):
+        arguments = (module, given, dict(os.environ), os.getcwd(), (out.name, err.name))
+        process = _FORKED.Process(target=module_process.run, args=arguments)
+        process.start()
+        process.join(patience)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise subprocess.TimeoutExpired(module, patience)
+        return process.exitcode, out.read(), err.read()
 
 
 def run_playbook(

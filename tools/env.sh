@@ -11,6 +11,7 @@ export ANSIBLE_COLLECTIONS_PATH=$cache
 export PYTHONPATH=$cache:$root/tools
 export ANSIBLE_HOME=$cache/ansible-home
 export ANSIBLE_NOCOWS=1
-export PYTHONDONTWRITEBYTECODE=1
+# Bytecode, which thousands of processes need, lies there and not among the sources.
+export PYTHONPYCACHEPREFIX=$cache/bytecode
 # The tests' files: on a disk, as /tmp may be a tmpfs, and by a short name, for sockets.
 export PYTEST_DEBUG_TEMPROOT=/var/tmp
