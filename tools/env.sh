@@ -12,6 +12,7 @@ export PYTHONPATH=$cache:$root/tools
 export ANSIBLE_HOME=$cache/ansible-home
 export ANSIBLE_NOCOWS=1
 # Bytecode, which thousands of processes need, lies there and not among the sources.
+unset PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX=$cache/bytecode
 # The tests' files: on a disk, as /tmp may be a tmpfs, and by a short name, for sockets.
 export PYTEST_DEBUG_TEMPROOT=/var/tmp

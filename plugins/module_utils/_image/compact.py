@@ -59,8 +59,8 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.extents impo
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.punch import can_punch_holes
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.zeros import (
+    count_zeros,
     dig_holes,
-    zero_runs,
 )
 
 __all__ = ["Obstacles", "Outcome", "compact", "sizes_of"]
@@ -304,15 +304,18 @@ class _Compaction:
             remedy="Use method=rewrite, which needs none.",
         )
 
-    def _count_zeros(self) -> int:
-        """Bytes of zeros in the image's data; it is read once."""
-        if self.zeros is None:
-            try:
-                with self.stages.stage("scan"):
-                    self.zeros = sum(length for _offset, length in zero_runs(self.image.fd))
-            except OSError as error:
-                raise failure(self.image.path, "read", error) from error
-        return self.zeros
+    def _count_zeros(self, enough: int | None = None) -> int:
+        """Bytes of zeros in the image's data, of which no more than enough need be found."""
+        if self.zeros is not None:
+            return self.zeros
+        try:
+            with self.stages.stage("scan"):
+                found = count_zeros(self.image.fd, enough=enough)
+        except OSError as error:
+            raise failure(self.image.path, "read", error) from error
+        if enough is None or found < enough:
+            self.zeros = found
+        return found
 
     @contextlib.contextmanager
     def _noted(self, operation: str, journal: Journal) -> t.Iterator[None]:

@@ -81,7 +81,8 @@ class Plan:
 class Rewrite:
     """The rewriting of one image, while it is held open and nobody writes to it.
 
-    :param zeros: bytes of zeros in its data; asked only when that matters.
+    :param zeros: bytes of zeros in its data; asked only when that matters, and for no more than
+        are enough, or all of them (None).
     :param journal: None in check mode: nothing is changed then.
     """
 
@@ -91,7 +92,7 @@ class Rewrite:
         facts: policy.Facts,
         request: policy.Request,
         *,
-        zeros: t.Callable[[], int],
+        zeros: t.Callable[[int | None], int],
         journal: Journal | None,
         tool: QemuImg,
         stages: Stages,
@@ -113,7 +114,7 @@ class Rewrite:
         plan = self.plan()
         enough = self.request.threshold(self.facts.allocated_bytes)
         if plan.keeps_form:
-            outcome.reclaimable_bytes = 0 if plan.preallocated else self._estimate(plan)
+            outcome.reclaimable_bytes = 0 if plan.preallocated else self._estimate(plan, enough)
             if outcome.reclaimable_bytes < enough:
                 outcome.reason = (
                     "It has the form that was asked for, and is preallocated."
@@ -131,9 +132,7 @@ class Rewrite:
         outcome.method = "rewrite"
         outcome.reason = "The image has another form than asked for."
         if plan.keeps_form:
-            outcome.reason = (
-                f"About {outcome.reclaimable_bytes} bytes are zeros, or clusters of no use."
-            )
+            outcome.reason = f"{enough} bytes or more of it are zeros, or clusters of no use."
         if self.journal is None:
             outcome.after = dataclasses.replace(
                 outcome.before, allocated_bytes=self._predicted(outcome, plan)
@@ -203,9 +202,10 @@ class Rewrite:
         ) as (new, record):
             outcome.compared = True
             saved = allocated - (new.usage.allocated_bytes or 0)
+            if plan.keeps_form or plan.denser:
+                outcome.reclaimable_bytes = max(0, saved)
             # Data that can't be compressed is the same in the new form.
             if (plan.keeps_form or plan.denser) and saved < enough:
-                outcome.reclaimable_bytes = saved
                 outcome.reason = (
                     f"The copy was {saved} bytes smaller, less than the {enough} worth it; it was "
                     "dropped."
@@ -263,8 +263,11 @@ class Rewrite:
         whole = copy.options.get("preallocation") in ("falloc", "full")
         return (measured.fully_allocated_bytes if whole else required), required
 
-    def _estimate(self, plan: Plan) -> int:
-        """What a copy in the same form would save: clusters of no use, and zeros in the others."""
+    def _estimate(self, plan: Plan, enough: int) -> int:
+        """What a copy in the same form would save: clusters of no use, and zeros in the others.
+
+        If it is going to be made, no more than shows that it is worth it.
+        """
         facts, dead, tables = self.facts, 0, 0
         if facts.header.qcow2 is not None:
             dead = max(0, facts.allocated_bytes - plan.least_bytes)
@@ -274,7 +277,13 @@ class Rewrite:
                 target_format=plan.copy.format,
                 options=plan.copy.options,
             ).required_bytes
-        return min(facts.allocated_bytes, dead + max(0, self.zeros() - tables))
+        if self.journal is None:
+            zeros = self.zeros(None)
+        elif dead < enough:
+            zeros = self.zeros(enough - dead + tables)
+        else:
+            return dead
+        return min(facts.allocated_bytes, dead + max(0, zeros - tables))
 
     def _predicted(self, outcome: Outcome, plan: Plan) -> int:
         """What the copy will take, as far as that can be told."""
@@ -282,7 +291,7 @@ class Rewrite:
             return max(0, self.facts.allocated_bytes - (outcome.reclaimable_bytes or 0))
         if plan.copy.options.get("preallocation") in ("falloc", "full"):
             return plan.needed_bytes
-        needed = max(0, plan.needed_bytes - self.zeros())
+        needed = max(0, plan.needed_bytes - self.zeros(None))
         # How far data can be compressed only time tells.
         return min(self.facts.allocated_bytes, needed) if plan.copy.compressed else needed
 

@@ -206,6 +206,7 @@ class _Room:
         self._min_free_bytes = min_free_bytes
 
     def check(self) -> None:
+        begin_writeback(self._fd)  # what is written early need not be waited for later
         figures = os.fstatvfs(self._fd)
         free = figures.f_bavail * figures.f_frsize
         if free < self._min_free_bytes:

@@ -86,7 +86,7 @@ def copied(
         image,
         facts,
         request,
-        zeros=lambda: 0,
+        zeros=lambda _enough: 0,
         journal=journal,
         tool=tool,
         stages=stages,

@@ -303,6 +303,67 @@ def test_many_extents(file):
     assert list(zeros.zero_runs(file)) == [(n * BLOCK, BLOCK) for n in range(1, 4000, 2)]
 
 
+@pytest.mark.usefixtures("small_chunks")
+def test_the_kernel_is_asked_once_for_all_that_follows_and_for_nothing_else(file, monkeypatch):
+    """What is read has been asked for; up to 8 chunks ahead, and never beyond what is allocated."""
+    monkeypatch.setattr(zeros, "AHEAD_BYTES", 32 * BLOCK)
+    os.pwrite(file, b"x" * (100 * BLOCK), 0)
+    os.pwrite(file, bytes(100 * BLOCK), 200 * BLOCK)
+    os.fsync(file)
+    asked, most = [], 0
+    read = zeros._read
+
+    def noted_read(fd, buffer, *, offset, length):
+        nonlocal most
+        last = asked[-1][0] + asked[-1][1]
+        assert offset + length <= last
+        most = max(most, last - offset)
+        return read(fd, buffer, offset=offset, length=length)
+
+    monkeypatch.setattr(zeros, "_read", noted_read)
+    monkeypatch.setattr(
+        os, "posix_fadvise", lambda _fd, offset, length, _advice: asked.append((offset, length))
+    )
+    assert sum(length for _offset, length in zeros.zero_runs(file)) == 100 * BLOCK
+    blocks = [n for start, size in asked for n in range(start // BLOCK, (start + size) // BLOCK)]
+    assert sorted(blocks) == [*range(100), *range(200, 300)]
+    assert most == 32 * BLOCK
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.usefixtures("small_chunks")
+def test_zeros_are_counted_once_each_in_whatever_order(file, seed):
+    chance = random.Random(seed)  # noqa: S311
+    for number in range(300):
+        kind = chance.choice(["hole", "zeros", "data"])
+        if kind != "hole":
+            os.pwrite(file, (b"x" if kind == "data" else b"\0") * BLOCK, number * BLOCK)
+    os.fsync(file)
+    every = sum(length for _offset, length in zeros.zero_runs(file))
+    assert every
+    assert zeros.count_zeros(file) == every
+    assert zeros.count_zeros(file, enough=every + 1) == every
+    assert zeros.count_zeros(file, enough=every // 2) >= every // 2
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_enough_zeros_are_found_soon_wherever_they_are(file, monkeypatch):
+    read_bytes = 0
+    read = zeros._read
+
+    def noted_read(fd, buffer, *, offset, length):
+        nonlocal read_bytes
+        read_bytes += length
+        return read(fd, buffer, offset=offset, length=length)
+
+    monkeypatch.setattr(zeros, "_read", noted_read)
+    os.pwrite(file, b"x" * (1024 * BLOCK), 0)
+    os.pwrite(file, bytes(1024 * BLOCK), 1024 * BLOCK)
+    os.fsync(file)
+    assert zeros.count_zeros(file, enough=128 * BLOCK) >= 128 * BLOCK
+    assert read_bytes <= 300 * BLOCK
+
+
 def test_memory_is_bounded():
     """Scattered zeros over terabytes, and not enough of them until the very end."""
     code = """
