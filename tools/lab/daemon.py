@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import os
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -119,6 +120,14 @@ class Lab:
         if not (self.state / "cache").is_symlink():
             (self.state / "cache").symlink_to(self.cache.resolve() / "libvirt")
         self.state.chmod(0o755 if self.root else 0o700)
+        with _mount_points(fcntl.LOCK_SH):
+            last = self._launch()
+        if last:
+            self.stop()
+            raise LabError(f"the lab's libvirtd did not start: {' / '.join(last)}")
+
+    def _launch(self) -> list[str]:
+        """Start the daemon; its last lines if it ends or does not answer."""
         argv, env = self._prepare_root() if self.root else self._prepare_user()
         with (self.state / "log" / "libvirtd.log").open("wb") as log:
             self._daemon = subprocess.Popen(
@@ -132,10 +141,9 @@ class Lab:
         deadline = time.monotonic() + 30
         while not self._is_up():
             if self._daemon.poll() is not None or time.monotonic() > deadline:
-                lines = (self.state / "log" / "libvirtd.log").read_text().splitlines()
-                self.stop()
-                raise LabError(f"the lab's libvirtd did not start: {' / '.join(lines[-3:])}")
+                return (self.state / "log" / "libvirtd.log").read_text().splitlines()[-3:] or ["?"]
             time.sleep(0.1)
+        return []
 
     def stop(self) -> int:
         """End the daemon and every guest, the hard way; returns how many processes that were."""
@@ -283,11 +291,24 @@ class Lab:
         note = self.state / "mount-points"
         if not note.exists():
             return
-        if not any("thinvirt-lab" in _mounts(pid) for pid in os.listdir("/proc") if pid.isdigit()):
-            for folder in note.read_text().split():
-                with contextlib.suppress(OSError):  # somebody else's files are in it: it stays
-                    os.rmdir(folder)
-            note.unlink()
+        with _mount_points(fcntl.LOCK_EX):
+            pids = [pid for pid in os.listdir("/proc") if pid.isdigit()]
+            if not any("thinvirt-lab" in _mounts(pid) for pid in pids):
+                for folder in note.read_text().split():
+                    with contextlib.suppress(OSError):  # somebody else's files are in it: it stays
+                        os.rmdir(folder)
+                note.unlink()
+
+
+@contextlib.contextmanager
+def _mount_points(operation: int) -> Iterator[None]:
+    """Labs that start share the lock, one that removes has it alone: they lie side by side."""
+    fd = os.open("/var/lib", os.O_RDONLY)
+    try:
+        fcntl.flock(fd, operation)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _mounts(pid: str) -> str:
