@@ -97,7 +97,7 @@ def pool(name: str = "default", **values: t.Any) -> dict[str, t.Any]:
     shared = ("mount_point", "total_bytes", "free_bytes", "promised_bytes", "allocated_bytes")
     system = file_system()
     good = {key: system[key] for key in (*shared, "overcommit_ratio", "days_until_full")}
-    return {**good, "name": name, "path": "/srv/pool", **values}
+    return {**good, "name": name, "type": "dir", "path": "/srv/pool", **values}
 
 
 def audit(*domains: dict[str, t.Any], **values: t.Any) -> dict[str, t.Any]:

@@ -66,6 +66,7 @@ def families(audit: Entry) -> list[Family]:
             *_findings(audit),
             *_rooms("filesystem", _FILE_SYSTEM, audit["file_systems"], key="mount_point"),
             *_file_systems(audit["file_systems"]),
+            *_pools(audit.get("pools", ())),
             *_rooms("pool", _POOL, audit.get("pools", ()), key="name"),
         ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -233,6 +234,26 @@ def _file_systems(systems: t.Sequence[Entry]) -> t.Iterator[Family]:
         "Disks whose images are on it.",
         _FILE_SYSTEM,
         _known(((_text(system["mount_point"]),), system["disks"]) for system in systems),
+    )
+
+
+def _pools(pools: t.Sequence[Entry]) -> t.Iterator[Family]:
+    yield Family(
+        "thinvirt_pool_info",
+        "gauge",
+        "A storage pool; mountpoint is empty if it lies on no file system.",
+        ("pool", "type", "mountpoint"),
+        _unique(
+            (
+                (
+                    _text(pool["name"]),
+                    _text(pool.get("type", "")),
+                    _text(pool["mount_point"] or ""),
+                ),
+                1,
+            )
+            for pool in pools
+        ),
     )
 
 

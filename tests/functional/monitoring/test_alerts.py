@@ -53,6 +53,8 @@ def hours(*steps: tuple[float, int], each: float = 0) -> str:
 
 SRV = 'instance="h1",mountpoint="/srv"'
 ROOT = 'instance="h1",mountpoint="/"'
+LVM = 'instance="h1",pool="lvm"'
+FILES = 'instance="h1",pool="files"'
 CASES = [
     Case(
         "ThinvirtFileSystemFillsUp",
@@ -102,6 +104,30 @@ CASES = [
         6,
         {"mountpoint": "/srv"},
         "/srv on h1 has less than 10 % left, and is promised more",
+    ),
+    Case(
+        "ThinvirtPoolFillsUp",
+        {
+            f"thinvirt_pool_until_full_seconds{{{LVM}}}": hours((8 * DAY, 5), (6 * DAY, 20)),
+            f"thinvirt_pool_until_full_seconds{{{FILES}}}": hours((DAY, 40)),
+            f'thinvirt_pool_info{{{LVM},type="logical"}}': hours((1, 40)),
+            f'thinvirt_pool_info{{{FILES},type="dir",mountpoint="/srv"}}': hours((1, 40)),
+        },
+        6,
+        {"pool": "lvm"},
+        "Storage pool lvm on h1 will be full in 6d 0h 0m 0s",
+    ),
+    Case(
+        "ThinvirtPoolOvercommitted",
+        {
+            f"thinvirt_pool_overcommit_ratio{{{LVM}}}": hours((2, 5), (2.5, 20)),
+            f"thinvirt_pool_overcommit_ratio{{{FILES}}}": hours((3, 40)),
+            f'thinvirt_pool_info{{{LVM},type="logical"}}': hours((1, 40)),
+            f'thinvirt_pool_info{{{FILES},type="dir",mountpoint="/srv"}}': hours((1, 40)),
+        },
+        6,
+        {"pool": "lvm"},
+        "Storage pool lvm on h1 is promised 2.5 times",
     ),
     Case(
         "ThinvirtDiscardBroken",

@@ -95,6 +95,12 @@ def test_every_figure_of_an_audit():
     assert found["thinvirt_filesystem_until_full_seconds"] == {("/srv",): 12.5 * 86400}
     assert found["thinvirt_filesystem_disks"] == {("/srv",): 1}
     assert found["thinvirt_pool_avail_bytes"] == {("default",): 50 * GIB}
+    assert found["thinvirt_pool_info"] == {("default", "dir", "/srv"): 1}
+
+
+def test_a_pool_on_no_file_system():
+    found = metrics(audit=audit(pools=[pool("lvm", type="logical", mount_point=None)]))
+    assert found["thinvirt_pool_info"] == {("lvm", "logical", ""): 1}
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
