@@ -487,7 +487,8 @@ findings:
     - id: storage-nearly-full
       severity: error
       reason: /srv has 2.1 of 100.0 GiB left. When it is full, guests that write there are paused.
-      remedy: Free space with thinvirt.kvm.reclaim, or move images elsewhere.
+      remedy: Free space with the playbook thinvirt.kvm.reclaim, or move images elsewhere with
+        thinvirt.kvm.domain_compact and dest_dir.
       domain: ""
       disk: ""
 """

@@ -87,7 +87,8 @@ def disk_findings(
                 severity="info",
                 reason=f"The image has {image.qcow2.snapshot_count} internal snapshots: what they "
                 "hold stays allocated, whatever the guest discards.",
-                remedy="Delete the snapshots that are no longer needed.",
+                remedy="Delete the snapshots that are no longer needed (virsh snapshot-delete), "
+                "and run thinvirt.kvm.domain_compact with method=rewrite.",
                 domain=domain,
                 disk=disk.target,
             )
@@ -98,7 +99,8 @@ def disk_findings(
                 id="backing-file-not-read",
                 severity="warning",
                 reason=f"{image.backing_error} The sums of its file system lack it.",
-                remedy="Name its folder in allowed_dirs, if it is where it should be.",
+                remedy="Name its folder in allowed_dirs of thinvirt.kvm.thin_info "
+                "(thin_report_allowed_dirs), if it is where it should be.",
                 domain=domain,
                 disk=disk.target,
             )
@@ -108,14 +110,18 @@ def disk_findings(
 
 def domain_findings(domain: Domain, *, active: bool) -> tuple[Finding, ...]:
     """Whether the host could ask the guest to trim; a guest may trim by itself all the same."""
-    install = "Install and start qemu-guest-agent in the guest"
+    install = (
+        "Install and start qemu-guest-agent in the guest, as the roles thinvirt.kvm.linux_guest "
+        "and thinvirt.kvm.windows_guest do."
+    )
     if not domain.agent_channel:
         return (
             Finding(
                 id="agent-missing",
                 severity="warning",
                 reason="The domain has no guest agent channel, so the host cannot have it trim.",
-                remedy=f"Add a virtio channel named org.qemu.guest_agent.0. {install}.",
+                remedy="Add a virtio channel named org.qemu.guest_agent.0 (virsh edit "
+                f"{shown(domain.name)}). {install}",
                 domain=domain.name,
             ),
         )
@@ -126,7 +132,7 @@ def domain_findings(domain: Domain, *, active: bool) -> tuple[Finding, ...]:
                 severity="warning",
                 reason="No agent has opened the channel in the guest, so the host cannot have it "
                 "trim.",
-                remedy=f"{install}.",
+                remedy=install,
                 domain=domain.name,
             ),
         )
@@ -219,7 +225,7 @@ def _unreadable(name: str, value: str, image: Image) -> Link:
         state="unknown",
         finding="image-unreadable",
         reason=image.error,
-        remedy="Look at the image with thinvirt.kvm.image_info.",
+        remedy="Look at the image with thinvirt.kvm.image_info, as root (become).",
     )
 
 
@@ -269,7 +275,8 @@ def _storage(disk: Disk, image: Image) -> Link:
             finding="storage-not-local",
             reason=f"A disk of type {disk.source_type} lies in no file or block device of this "
             "host.",
-            remedy="Compare what the storage itself reports before and after a trim.",
+            remedy="Compare what the storage itself reports before and after a trim by "
+            "thinvirt.kvm.domain_trim.",
         )
     system = image.file_system
     value = "block device" if image.block_device else "unknown"
@@ -294,6 +301,6 @@ def _storage(disk: Disk, image: Image) -> Link:
         state="broken",
         finding="storage-cannot-punch",
         reason=image.punch.reason,
-        remedy="Move the image to storage that frees discarded blocks, such as ext4, xfs, a thin "
-        "logical volume, or NFS 4.2.",
+        remedy="Move the image to storage that frees discarded blocks, such as ext4, xfs, or NFS "
+        "4.2, with thinvirt.kvm.domain_compact and dest_dir (power=live for a domain that runs).",
     )

@@ -93,8 +93,8 @@ def _agent_findings(name: str, answer: Answer) -> tuple[Finding, ...]:
                 id="agent-silent",
                 severity="warning",
                 reason=f"{answer.reason} So what the guest uses is not known.",
-                remedy="Restart qemu-guest-agent in the guest, or raise agent_timeout if the guest "
-                "is slow.",
+                remedy="Restart qemu-guest-agent in the guest, or raise agent_timeout of "
+                "thinvirt.kvm.thin_info (thin_report_agent_timeout) if the guest is slow.",
                 domain=name,
             ),
         )
@@ -116,7 +116,7 @@ def _agent_findings(name: str, answer: Answer) -> tuple[Finding, ...]:
                 severity="info",
                 reason="The time for asking guest agents was over before it was this guest's turn.",
                 remedy="Mend the guests with the finding agent-silent, which took that time, or "
-                "audit fewer domains in one call.",
+                "name fewer domains in one call of thinvirt.kvm.thin_info.",
                 domain=name,
             ),
         )

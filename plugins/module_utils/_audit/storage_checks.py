@@ -34,7 +34,8 @@ def findings(
             severity="error",
             reason=f"{what} has {free_bytes / _GIB:.1f} of {total_bytes / _GIB:.1f} GiB left. "
             "When it is full, guests that write there are paused.",
-            remedy="Free space with thinvirt.kvm.reclaim, or move images elsewhere.",
+            remedy="Free space with the playbook thinvirt.kvm.reclaim, or move images elsewhere "
+            "with thinvirt.kvm.domain_compact and dest_dir.",
         )
     if days_until_full is not None and days_until_full < _SOON_DAYS:
         yield Finding(
@@ -42,8 +43,8 @@ def findings(
             severity="warning",
             reason=f"{what} will be full in {days_until_full:.0f} days if it goes on filling as it "
             "did in the earlier reports.",
-            remedy="Free space with thinvirt.kvm.reclaim, have the guests trim every week with "
-            "thinvirt.kvm.configure, or extend it.",
+            remedy="Free space with the playbook thinvirt.kvm.reclaim, have the guests trim every "
+            "week with thinvirt.kvm.configure, or extend it.",
         )
     if overcommit_ratio is not None and overcommit_ratio > 1:
         yield Finding(
@@ -51,6 +52,7 @@ def findings(
             severity="info",
             reason=f"The guests are promised {overcommit_ratio:.1f} times what {name} can give "
             "them, and can fill it.",
-            remedy="Keep an eye on days_until_full, which needs earlier reports, and have the "
-            "guests trim every week with thinvirt.kvm.configure.",
+            remedy="Keep an eye on days_until_full, which needs earlier reports "
+            "(thin_report_history_dir), and have the guests trim every week with the playbook "
+            "thinvirt.kvm.configure.",
         )
