@@ -92,7 +92,11 @@ find . | python3 -c "$1" >"/boot/initrd.img-$(uname -r)"
 ROOT = Disk("sda", root=True, discard="unmap")
 TRIM = "Trim the guests of a hypervisor and measure there"
 TOLD = "Tell what the hypervisor gained"
-ANSWER = {"linux_guest_trim_now": True, "linux_guest_untrimmed_min_bytes": 16 * MIB}
+ANSWER = {
+    "linux_guest_trim_now": True,
+    "linux_guest_untrimmed_min_bytes": 16 * MIB,
+    "linux_guest_poll_seconds": 1,
+}
 #: Minutes each.
 ONLY_STORM = pytest.mark.skipif(
     os.environ.get("THINVIRT_STORM") != "full", reason="minutes: make storm"

@@ -151,6 +151,7 @@ def playbook(lab, guests, tmp_path_factory):
         variables = {
             "virtio_scsi_boot_timeout": 400,
             "virtio_scsi_parallel": 2,
+            "virtio_scsi_poll_seconds": 1,
             "virtio_scsi_state_dir": str(folder / "state"),
             **more,
         }
