@@ -306,6 +306,9 @@ initramfs:
     virtio_scsi:
       description: Whether it, or the kernel itself, has the driver; V(null) if that is unknown.
       type: bool
+    older_than_crypttab:
+      description: Whether crypttab was written after it, which it may hold a copy of.
+      type: bool
 """
 
 from ansible.module_utils.basic import AnsibleModule

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import zlib
@@ -36,17 +37,26 @@ def examine(release: str) -> Initramfs:
     if found is None:
         return Initramfs(virtio_scsi=True if _builtin(release) else None)
     generator, path, program = found
+    known = Initramfs(generator, path, older_than_crypttab=is_older(path, "/etc/crypttab"))
     if _builtin(release):
-        return Initramfs(generator, path, virtio_scsi=True)
+        return dataclasses.replace(known, virtio_scsi=True)
     try:
         if generator == "mkinitfs":
-            return Initramfs(generator, path, virtio_scsi=gzip_has_driver(path))
+            return dataclasses.replace(known, virtio_scsi=gzip_has_driver(path))
         listing = output_of(
             [process.find_program(program, package=generator), path], timeout=_TIMEOUT
         )
     except (ThinvirtError, OSError):
-        return Initramfs(generator, path)
-    return Initramfs(generator, path, virtio_scsi=listed(listing))
+        return known
+    return dataclasses.replace(known, virtio_scsi=listed(listing))
+
+
+def is_older(path: str, other: str) -> bool:
+    """Whether a file was written before another one was; not if one of them is not there."""
+    try:
+        return os.stat(path).st_mtime_ns < os.stat(other).st_mtime_ns
+    except OSError:
+        return False
 
 
 def listed(listing: str) -> bool | None:

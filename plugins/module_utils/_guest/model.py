@@ -66,11 +66,13 @@ class Initramfs:
 
     :param generator: ``initramfs-tools``, ``dracut``, ``mkinitcpio``, ``mkinitfs``, or empty.
     :param virtio_scsi: whether it (or the kernel itself) has the driver; None if unknown.
+    :param older_than_crypttab: it may hold an older copy of what opens the root.
     """
 
     generator: str = ""
     path: str = ""
     virtio_scsi: bool | None = None
+    older_than_crypttab: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

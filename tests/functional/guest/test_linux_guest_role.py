@@ -19,7 +19,10 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._guest.model import (
     Timer,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._guest.stack import Device
-from ansible_collections.thinvirt.kvm.plugins.module_utils._guest.tables import CrypttabEntry
+from ansible_collections.thinvirt.kvm.plugins.module_utils._guest.tables import (
+    CronJob,
+    CrypttabEntry,
+)
 from linux_stand_in import Guest
 from support import run_playbook
 
@@ -84,6 +87,24 @@ GUESTS = {
             "initramfs": Initramfs("initramfs-tools", "/boot/initrd.img-6.1", virtio_scsi=True),
         },
     ),
+    # cron trims already, and a run of the role was ended when it had changed crypttab
+    "again": (
+        ("Debian", "apt", "sysvinit"),
+        {
+            "timer": None,
+            "agent_enabled": None,
+            "agent_installed": True,
+            "agent_running": True,
+            "cron_jobs": (CronJob("/etc/cron.weekly/fstrim", 0, "fstrim -a"),),
+            "crypttab": (CrypttabEntry("safe", True),),
+            "initramfs": Initramfs(
+                "initramfs-tools",
+                "/boot/initrd.img-6.1",
+                virtio_scsi=True,
+                older_than_crypttab=True,
+            ),
+        },
+    ),
 }
 INSTALLED = {"state": "present"}
 SERVICE = {"enabled": True, "state": "started"}
@@ -111,7 +132,8 @@ def calls(tmp_path_factory):
         name: {"ansible_connection": "local", "ansible_python_interpreter": str(guest.python)}
         for name, guest in guests.items()
     }
-    hosts["consent"]["linux_guest_luks_discard"] = True
+    for name in ("consent", "again"):
+        hosts[name]["linux_guest_luks_discard"] = True
     (folder / "play.yml").write_text(PLAY)
     done = run_playbook(folder, "play.yml", {"all": {"hosts": hosts}}, patience=300)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -196,6 +218,16 @@ def test_crypttab_is_left_alone_without_consent(calls):
     assert {name for name in calls if "crypttab" in names(calls[name])} == {"consent"}
     asked = calls["consent"]
     assert_called(asked, "crypttab", name="safe", opts="discard", state="opts_present")
+    assert_rebuilt(asked, ["update-initramfs", "-u", "-k", "all"])
+
+
+def test_a_job_of_cron_that_trims_already_is_not_doubled(calls):
+    assert {"cron", "apt"}.isdisjoint(names(calls["again"]))
+
+
+def test_what_a_run_that_was_ended_has_not_rebuilt_is_rebuilt(calls):
+    asked = calls["again"]
+    assert "crypttab" not in names(asked), "it is as it should be"
     assert_rebuilt(asked, ["update-initramfs", "-u", "-k", "all"])
 
 

@@ -25,6 +25,17 @@ def test_lists(text):
     assert initramfs.listed(text.format("not_virtio_scsi")) is False
 
 
+@pytest.mark.parametrize(("times", "older"), [((1, 2), True), ((2, 1), False), ((2, 2), False)])
+def test_one_that_was_made_before_crypttab_was_written(tmp_path, times, older):
+    names = [str(tmp_path / name) for name in ("initrd", "crypttab")]
+    for name, time in zip(names, times, strict=True):
+        with open(name, "wb"):
+            os.utime(name, ns=(time, time))
+    assert initramfs.is_older(*names) is older
+    assert not initramfs.is_older(names[0], f"{names[1]}-none")
+    assert not initramfs.is_older(f"{names[0]}-none", names[1])
+
+
 def test_a_list_without_modules_tells_nothing():
     assert initramfs.listed("bin\nbin/busybox\n") is None
 
