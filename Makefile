@@ -38,7 +38,7 @@ test: setup-test ## everything: static checks, then unit, functional and live te
 	@echo "==> Functional, live and unit tests (about 30 min without KVM)"
 	@$(RUN) pytest tests $(SIDE_BY_SIDE) --durations=30 $(ARGS) </dev/null
 
-bench: setup-test ## time the modules against the bare tools (about 10 min)
+bench: setup-test ## time the modules against the bare tools (about 25 min)
 	@$(RUN) python -m bench </dev/null
 
 storm: setup-test ## kill the modules at hundreds of moments, and look what is left (about 45 min)
