@@ -194,3 +194,54 @@ def small() -> dict[str, Answer]:
         "kvm4.example.com": {"unreachable": True, "msg": "Failed to connect by SSH: timed out"},
         "kvm5.example.com": {"failed": True, "msg": "libvirtd does not run on <b>kvm5</b>."},
     }
+
+
+def work() -> dict[str, Answer]:
+    """What domain_trim and domain_compact have returned on three hosts, one of them down."""
+    hung = {"name": "hung", "status": "failed", "disks": [], "error": {"msg": "It is silent."}}
+    trimmed = {
+        "failed": True,
+        "freed_bytes": 3 * GIB,
+        "domains": [
+            {"name": "off", "status": "skipped", "reason": "The domain is shut off."},
+            {"name": "web", "status": "trimmed", "disks": [_trimmed("vda", 3), _trimmed("vdb", 0)]},
+            hung,
+            {"name": HOSTILE[0], "status": "skipped", "reason": HOSTILE[1]},
+        ],
+    }
+    compacted = {
+        "failed": True,
+        "freed_bytes": 5 * GIB,
+        "domains": [
+            {
+                "name": "off",
+                "status": "failed",
+                "disks": [
+                    {
+                        "target": "vda",
+                        "changed": True,
+                        "method": "rewrite",
+                        "freed_bytes": 5 * GIB,
+                        "reason": "Worth it.",
+                    },
+                    {"target": "vdb", "error": {"msg": "It has snapshots. Delete them."}},
+                    {"target": "vdc", "changed": False, "freed_bytes": 0, "reason": "Too little."},
+                ],
+            },
+            {"name": "web", "status": "skipped", "reason": "It runs.", "disks": []},
+            {"name": "hung", "status": "skipped", "reason": "It runs.", "disks": []},
+            {"name": HOSTILE[0], "status": "skipped", "reason": HOSTILE[1], "disks": []},
+        ],
+    }
+    return {
+        "kvm1.example.com": {"trim": trimmed, "compact": compacted},
+        "kvm2.example.com": {"trim": {"skipped": True}},
+        "kvm4.example.com": {
+            "trim": {"unreachable": True, "msg": "No route."},
+            "compact": {"skipped": True},
+        },
+    }
+
+
+def _trimmed(target: str, gib: int) -> Answer:
+    return {"target": target, "path": f"/srv/images/{target}.qcow2", "freed_bytes": gib * GIB}

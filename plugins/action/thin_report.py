@@ -28,6 +28,7 @@ from ansible_collections.thinvirt.kvm.plugins.plugin_utils._report import (
     page,
     reading,
     schema,
+    work,
 )
 
 SPEC: dict[str, t.Any] = {
@@ -40,6 +41,7 @@ SPEC: dict[str, t.Any] = {
         "default": ["html", "json", "csv"],
     },
     "history": {"type": "list", "elements": "path", "default": []},
+    "work": {"type": "dict", "default": {}},
     "title": {"type": "str", "default": "Disk space of KVM guests"},
     "mode": {"type": "str", "default": "0640"},
     "owner": {"type": "str"},
@@ -77,6 +79,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             fleet,
             title=encodable(options["title"]),
             history=history.merge(earlier, fleet.file_systems),
+            work=work.read_work(options["work"]),
         )
         outputs = output.plan(folder, _texts(report, options["formats"]), access)
         changes = [change for file in outputs for change in file.changes]

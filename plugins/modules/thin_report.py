@@ -55,9 +55,9 @@ options:
     description:
       - V(html) writes C(report.html).
       - V(json) writes C(report.json), and beside it its schema, C(report.schema.json).
-      - V(csv) writes C(hosts.csv), C(domains.csv), C(disks.csv), C(file_systems.csv), C(pools.csv)
-        and C(findings.csv). Cells that a spreadsheet would take for a formula begin with an
-        apostrophe.
+      - V(csv) writes C(hosts.csv), C(domains.csv), C(disks.csv), C(file_systems.csv),
+        C(pools.csv), C(findings.csv) and C(work.csv). Cells that a spreadsheet would take for a
+        formula begin with an apostrophe.
     type: list
     elements: str
     choices: [html, json, csv]
@@ -72,6 +72,15 @@ options:
     type: list
     elements: path
     default: []
+  work:
+    description:
+      - What was done on the hosts before; by their names a dictionary that holds the result of
+        M(thinvirt.kvm.domain_trim) as C(trim) and that of M(thinvirt.kvm.domain_compact) as
+        C(compact), either of which may be missing. Results that failed belong here as well.
+      - The report tells what came back, and what failed, why, and the remedy.
+    type: dict
+    default: {}
+    version_added: 0.2.0
   title:
     description:
       - Title of the page.
@@ -165,7 +174,8 @@ summary:
   description:
     - The figures of the whole fleet, as in C(report.json) and its schema, among them C(hosts),
       C(hosts_unread), C(disks), C(disks_broken), C(promised_bytes), C(allocated_bytes),
-      C(guest_used_bytes), C(reclaimable_bytes) and C(findings_error).
+      C(guest_used_bytes), C(reclaimable_bytes) and C(findings_error), and with O(work)
+      C(freed_bytes) and C(work_failed).
   returned: success
   type: dict
 unread:

@@ -18,6 +18,7 @@ from ansible_collections.thinvirt.kvm.plugins.plugin_utils._report.document impo
     Document,
     host_sums,
 )
+from ansible_collections.thinvirt.kvm.plugins.plugin_utils._report.work import WorkRow
 
 #: Spreadsheets take the wide forms, which Japanese keyboards type, for the same.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001
@@ -29,6 +30,7 @@ _ROWS = {
     "file_systems": model.FileSystem,
     "pools": model.Pool,
     "findings": model.FindingRow,
+    "work": WorkRow,
 }
 #: What has no place in one cell.
 _LEFT_OUT = ("fragmentation",)

@@ -19,6 +19,7 @@ from ansible_collections.thinvirt.kvm.plugins.plugin_utils._report.model import 
     Fleet,
     HistoryPoint,
 )
+from ansible_collections.thinvirt.kvm.plugins.plugin_utils._report.work import Work
 
 #: By this, earlier reports are told from other JSON.
 KIND = "thinvirt.kvm.thin_report"
@@ -29,15 +30,18 @@ SCHEMA_FILE = "report.schema.json"
 Document = dict[str, t.Any]
 
 
-def build(fleet: Fleet, *, title: str, history: t.Iterable[HistoryPoint]) -> Document:
+def build(
+    fleet: Fleet, *, title: str, history: t.Iterable[HistoryPoint], work: Work | None = None
+) -> Document:
     """The document, in the shape that docs/report.schema.json describes."""
+    done = work or Work()
     return {
         "$schema": SCHEMA_FILE,
         "kind": KIND,
         "version": VERSION,
         "title": title,
         "taken_at": fleet.taken_at,
-        "summary": summary(fleet),
+        "summary": {**summary(fleet), **work_sums(done)},
         "hosts": [
             {**dataclasses.asdict(host), **host_sums(fleet, host.host)} for host in fleet.hosts
         ],
@@ -51,6 +55,7 @@ def build(fleet: Fleet, *, title: str, history: t.Iterable[HistoryPoint]) -> Doc
                 fleet.findings, key=lambda finding: -SEVERITIES.index(finding.severity)
             )
         ],
+        "work": [dataclasses.asdict(row) for row in done.rows],
         "history": [dataclasses.asdict(point) for point in history],
     }
 
@@ -105,6 +110,14 @@ def summary(fleet: Fleet) -> Document:
             f"findings_{severity}": sum(row.severity == severity for row in fleet.findings)
             for severity in reversed(SEVERITIES)
         },
+    }
+
+
+def work_sums(work: Work) -> Document:
+    """What was done before the report, in figures."""
+    return {
+        "freed_bytes": work.freed_bytes,
+        "work_failed": sum(row.status == "failed" for row in work.rows),
     }
 
 

@@ -25,6 +25,7 @@ from ansible_collections.thinvirt.kvm.plugins.plugin_utils._report import (
 )
 from ansible_collections.thinvirt.kvm.plugins.plugin_utils._report.document import Document
 from ansible_collections.thinvirt.kvm.plugins.plugin_utils._report.model import VERDICTS
+from ansible_collections.thinvirt.kvm.plugins.plugin_utils._report.work import STATUSES
 from markupsafe import Markup
 
 _FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "web")
@@ -84,6 +85,13 @@ def html(document: Document) -> str:
         overcommit=_overcommit(document["summary"]),
         trends=_trends(document),
         worth=_worth(document),
+        work=tables.make(
+            "work-table",
+            "What was done, what failed first",
+            tables.WORK,
+            document["work"],
+            choices=("status", STATUSES),
+        ),
         findings=tables.make(
             "findings-table",
             "Findings, the worst first",

@@ -12,6 +12,9 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import
 from ansible_collections.thinvirt.kvm.plugins.plugin_utils._report import units
 from ansible_collections.thinvirt.kvm.plugins.plugin_utils._report.document import Document
 from ansible_collections.thinvirt.kvm.plugins.plugin_utils._report.model import STATUSES, VERDICTS
+from ansible_collections.thinvirt.kvm.plugins.plugin_utils._report.work import (
+    STATUSES as WORK_STATUSES,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +92,7 @@ DAYS = _numeric(units.days)
 TIME = Kind(lambda value: Cell(units.moment(value)), "short")
 VERDICT = _ranked(VERDICTS)
 STATUS = _ranked(STATUSES)
+WORK_STATUS = _ranked(WORK_STATUSES)
 SEVERITY = _ranked(tuple(reversed(SEVERITIES)))
 
 
@@ -171,4 +175,13 @@ WORTH = (
     Column("allocated_bytes", "Of allocated", SIZE),
     Column("estimate", "Known from", SHORT, minor=True),
     Column("action", "What to do", WORDS),
+)
+WORK = (
+    Column("status", "Outcome", WORK_STATUS),
+    Column("host", "Host", NAME),
+    Column("domain", "Domain", NAME),
+    Column("disk", "Disk", TAG),
+    Column("action", "Action", SHORT),
+    Column("freed_bytes", "Came back", SIZE),
+    Column("reason", "Why", WORDS),
 )

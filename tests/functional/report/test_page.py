@@ -17,6 +17,7 @@ import pytest
 from ansible_collections.thinvirt.kvm.plugins.plugin_utils._report import document, page
 from ansible_collections.thinvirt.kvm.plugins.plugin_utils._report.model import HistoryPoint
 from ansible_collections.thinvirt.kvm.plugins.plugin_utils._report.reading import read_fleet
+from ansible_collections.thinvirt.kvm.plugins.plugin_utils._report.work import read_work
 from axe_playwright_python.sync_playwright import Axe
 from fleet import GIB
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -36,7 +37,12 @@ def write(path: Path, answers: dict) -> document.Document:
         HistoryPoint(f"2026-11-{day}T04:00:00Z", "kvm1.example.com", "/srv/images", 90 * GIB, None)
         for day in (23, 24)
     ]
-    report = document.build(read, title="Disks <b>of</b> 'us'", history=history)
+    report = document.build(
+        read,
+        title="Disks <b>of</b> 'us'",
+        history=history,
+        work=read_work(fleet.work()),
+    )
     path.write_text(page.html(report))
     return report
 

@@ -26,6 +26,7 @@ FILES = [
     "report.html",
     "report.json",
     "report.schema.json",
+    "work.csv",
 ]
 # From a file, as from a module, they are no templates; from a variable in a play they would be.
 HOSTS = "{{ lookup('ansible.builtin.file', playbook_dir ~ '/answers-%d.json') | from_json }}"

@@ -13,11 +13,14 @@ import jsonschema
 import pytest
 from ansible_collections.thinvirt.kvm.plugins.plugin_utils._report import document, model, schema
 from ansible_collections.thinvirt.kvm.plugins.plugin_utils._report.reading import read_fleet
+from ansible_collections.thinvirt.kvm.plugins.plugin_utils._report.work import read_work
 from fleet import GIB
 
 
-def build(answers, history=()):
-    return document.build(read_fleet(answers), title="Report", history=history)
+def build(answers, history=(), work=None):
+    return document.build(
+        read_fleet(answers), title="Report", history=history, work=read_work(work or {})
+    )
 
 
 def host_of(answer):
@@ -45,15 +48,16 @@ def test_the_schema_describes_the_document() -> None:
     validator = jsonschema.Draft202012Validator(json.loads(schema.text()))
     point = model.HistoryPoint("2026-11-24T04:00:00Z", "kvm1", "/srv", 5, 10)
     for answers in (fleet.small(), {}, {"kvm1": {"unreachable": True}}):
-        validator.validate(build(answers, [point]))
+        validator.validate(build(answers, [point], fleet.work()))
 
 
 def test_the_schema_has_each_key_and_no_other() -> None:
     described = json.loads(schema.text())["properties"]
-    report = build(fleet.small(), [model.HistoryPoint("2026-11-24T04:00:00Z", "k", "/", 5, 10)])
+    point = model.HistoryPoint("2026-11-24T04:00:00Z", "k", "/", 5, 10)
+    report = build(fleet.small(), [point], fleet.work())
     assert described.keys() == report.keys()
     assert described["summary"]["properties"].keys() == report["summary"].keys()
-    for table in ("hosts", "domains", "disks", "file_systems", "pools", "findings", "history"):
+    for table in ("hosts", "domains", "disks", "file_systems", "pools", "findings", "work"):
         item = described[table]["items"]
         assert item["properties"].keys() == report[table][0].keys()
         assert set(item["required"]) == report[table][0].keys()
@@ -97,6 +101,8 @@ def test_the_sums() -> None:
         "findings_error": 1,
         "findings_warning": 0,
         "findings_info": 0,
+        "freed_bytes": None,
+        "work_failed": 0,
     }
 
 

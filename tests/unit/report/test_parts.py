@@ -21,11 +21,14 @@ from ansible_collections.thinvirt.kvm.plugins.plugin_utils._report import (
 )
 from ansible_collections.thinvirt.kvm.plugins.plugin_utils._report.model import HistoryPoint
 from ansible_collections.thinvirt.kvm.plugins.plugin_utils._report.reading import read_fleet
+from ansible_collections.thinvirt.kvm.plugins.plugin_utils._report.work import read_work
 from fleet import GIB
 
 
-def build(answers, history=()):
-    return document.build(read_fleet(answers), title="Report", history=history)
+def build(answers, history=(), work=None):
+    return document.build(
+        read_fleet(answers), title="Report", history=history, work=read_work(work or {})
+    )
 
 
 def rows_of(text):
@@ -53,6 +56,7 @@ def test_csv_has_all_rows_and_reads_back() -> None:
         "findings.csv",
         "hosts.csv",
         "pools.csv",
+        "work.csv",
     ]
     for name, text in texts.items():
         assert len(rows_of(text)) == len(report[name.removesuffix(".csv")])
@@ -74,7 +78,9 @@ def test_csv_without_rows_has_its_header() -> None:
 )
 def test_csv_holds_no_formula(name: str) -> None:
     answer = fleet.answer(fleet.domain(name, fleet.disk(2, target=name, path=name)))
-    for text in csv_files.texts(build({name: answer})).values():
+    work = {name: {"trim": {"failed": True, "msg": name}}}
+    texts = csv_files.texts(build({name: answer}, work=work))
+    for text in texts.values():
         rows = list(csv.reader(io.StringIO(text, newline="")))
         cells = [cell for row in rows for cell in row]
         assert not [cell for cell in cells if re.match(r"\s*[=+\-@＝＋－＠]", cell)]  # noqa: RUF001
