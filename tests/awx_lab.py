@@ -152,6 +152,12 @@ def roles_of(playbook: str) -> list[str]:
     found: list[str] = []
     for play in plays:
         found += [role["role"].removeprefix("thinvirt.kvm.") for role in play.get("roles", [])]
+        found += [
+            task["ansible.builtin.include_role"]["name"].removeprefix("thinvirt.kvm.")
+            for outer in play.get("tasks", [])
+            for task in outer.get("block", [outer])
+            if "ansible.builtin.include_role" in task
+        ]
         if imported := play.get("ansible.builtin.import_playbook"):
             found += roles_of(Path(imported).stem)
     return found
