@@ -53,12 +53,16 @@ class GuestSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Boot:
-    """How a guest boots: kernel and initrd on the host, and where its serial console is logged."""
+    """How a guest boots: kernel and initrd on the host, and where its serial console is logged.
+
+    ``cpu_mode`` is that of libvirt; empty leaves the CPU to QEMU.
+    """
 
     kernel: Path
     initrd: Path
     serial_log: Path
     kvm: bool = False
+    cpu_mode: str = "maximum"
 
 
 def _add(parent: ET.Element, tag: str, text: str | None = None, **attributes: str) -> ET.Element:
@@ -86,7 +90,8 @@ def _add_disk(devices: ET.Element, disk: Disk) -> None:
 def domain_xml(spec: GuestSpec, boot: Boot) -> str:
     """The XML that defines *spec*: no network, no graphics, guest agent, ACPI, serial log.
 
-    Under TCG the CPU is ``maximum``: the default model lacks what newer distributions need.
+    The CPU is ``maximum`` unless *boot* says otherwise: under TCG the default model lacks what
+    newer distributions need.
 
     :raises ValueError: a disk without a path.
     """
@@ -100,7 +105,8 @@ def domain_xml(spec: GuestSpec, boot: Boot) -> str:
     _add(os_, "initrd", str(boot.initrd))
     _add(os_, "cmdline", CMDLINE)
     _add(_add(domain, "features"), "acpi")
-    _add(domain, "cpu", mode="maximum")
+    if boot.cpu_mode:
+        _add(domain, "cpu", mode=boot.cpu_mode)
     devices = _add(domain, "devices")
     for disk in spec.disks:
         _add_disk(devices, disk)
