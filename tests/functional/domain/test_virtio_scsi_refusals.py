@@ -66,7 +66,12 @@ def play(lab, tmp_path):
             "kvm_linux_guests": {"hosts": dict.fromkeys(NAMES, guest)},
             "kvm_windows_guests": {},
         }
-        given = {"virtio_scsi_state_dir": str(tmp_path / "state"), **variables}
+        # Nothing is known of the guests' Python, as hypervisors are no place to look for it.
+        given = {
+            "virtio_scsi_state_dir": str(tmp_path / "state"),
+            "virtio_scsi_poll_seconds": 1,
+            **variables,
+        }
         extra = ("-e", json.dumps(given))
         done = run_playbook(tmp_path, "thinvirt.kvm.virtio_scsi", inventory, *extra)
         assert done.returncode == 2, done.stdout

@@ -49,6 +49,14 @@ def test_a_long_call_outlives_its_connection(role, task):
     assert task["poll"] == f"{{{{ {role}_poll_seconds | int }}}}"
 
 
+@pytest.mark.parametrize(("role", "task"), CALLS)
+def test_it_is_asked_for_with_the_python_of_where_it_runs(role, task):
+    """ansible-core takes the guest's, and asks for ever if that is not there."""
+    if "delegate_to" in task:
+        python = f"{{{{ __{role}_host_python }}}}"
+        assert task["vars"] == {"ansible_python_interpreter": python}
+
+
 def test_all_roles_that_work_on_hypervisors_were_seen():
     assert {param.values[0] for param in CALLS} == {
         *("backup_images", "compact_images", "kvm_domains", "linux_guest", "restore_images"),
