@@ -181,6 +181,8 @@ class Auditor:
         system = None if opened.block_device else self._file_system(opened)
         known = image.format in ("raw", "qcow2")
         facts: dict[str, t.Any] = {
+            "path": image.path,
+            "format": image.format,
             "key": opened.key,
             "block_device": opened.block_device,
             "real_path": opened.path,
@@ -203,12 +205,12 @@ class Auditor:
             )
             facts.update(self._measured(opened.path, image.format, known=known))
         except ThinvirtError as error:
-            return dataclasses.replace(image, **facts, error=str(error))
+            return Image(**facts, error=str(error))
         try:
             facts.update(self._files_below(image.path, opened, header))
         except ThinvirtError as error:
             facts["backing_error"] = str(error)
-        return dataclasses.replace(image, **facts)
+        return Image(**facts)
 
     def _measured(self, path: str, image_format: str, *, known: bool) -> dict[str, t.Any]:
         if self._measure is None or not known:

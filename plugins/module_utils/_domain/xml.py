@@ -149,7 +149,7 @@ def parse_domain(text: str) -> Domain:
     """Read a domain's XML."""
     tree = parse_tree(text)
     parts = _first_children(tree)
-    os_type = tree.find("os/type")
+    os_type = next(parts["os"].iterchildren("type"), None) if "os" in parts else None
     note = tree.find(f"metadata/{{{NOTE_NAMESPACE}}}restart") if "metadata" in parts else None
     # Once through all devices: a host has a thousand domains, and to search takes longer than that.
     devices: dict[str, list[t.Any]] = {}

@@ -315,13 +315,15 @@ def _feature_names(masks: t.Sequence[int]) -> tuple[frozenset[str], list[int]]:
     names = set()
     unknown = []
     for kind, mask in enumerate(masks):
-        for bit in (bit for bit in range(64) if mask >> bit & 1):
+        while mask:
+            bit = mask.bit_length() - 1
+            mask ^= 1 << bit  # noqa: PLW2901 - what is left of it
             if kind == 0 and (kind, bit) not in _FEATURES:
                 unknown.append(bit)
             else:
                 fallback = f"{('incompatible', 'compatible', 'autoclear')[kind]}_bit_{bit}"
                 names.add(_FEATURES.get((kind, bit), fallback))
-    return frozenset(names), unknown
+    return frozenset(names), sorted(unknown)
 
 
 def _unknown_features(bits: t.Iterable[int], table: bytes) -> UnsupportedError:
