@@ -246,6 +246,15 @@ def test_configure_sets_discard_and_audit_sees_it(lab, off, launch):
     assert found["errors"] == 0
 
 
+def test_a_report_of_what_was_asked_for(off, launch):
+    folder = off / "report"
+    run = launch("report", {"thinvirt_domains_lines": OFF, "thin_report_dir": str(folder)})
+    assert run.rc == 0, run.stdout
+    report = json.loads((folder / "report.json").read_text())
+    assert [domain["domain"] for domain in report["domains"]] == [OFF]
+    assert (folder / "report.html").is_file()
+
+
 def test_backup_and_restore(lab, off, launch):
     run = launch("backup", answers("backup", off))
     assert run.rc == 0, run.stdout
