@@ -91,6 +91,20 @@ def test_several_and_one_that_is_not_there(mounted):
     assert result["summary"][1] == "/nowhere: Nothing is mounted there."
 
 
+def test_what_is_refused_as_it_was_is_mounted_as_fstab_says(mounted, tmp_path):
+    """Anything is better than unmounted: options may be there that a newer mount(8) refuses."""
+    device = mount_of(mounted)[1].split()[0]
+    fake, real = tmp_path / "mount", tmp_path / "real"
+    fake.write_text(f'#!/bin/sh\n[ "$1" = -- ] || exit 32\nexec "{real}" -t ext4 {device} "$2"\n')
+    fake.chmod(0o755)
+    script = f'cp "$(command -v mount)" "{real}"; mount --bind "{fake}" "$(command -v mount)"; '
+    script += f'"$@"; cp "{mounted}/file" "{tmp_path}/seen"'
+    prefix = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
+    # It was never unmounted here.
+    assert remount(mounted, prefix=prefix).startswith("Another mount namespace")
+    assert (tmp_path / "seen").read_text() == "content"
+
+
 def test_if_it_can_not_be_mounted_again_that_is_said(mounted, tmp_path):
     """In a mount namespace of its own, where mount(8) fails."""
     device = mount_of(mounted)[1].split()[0]

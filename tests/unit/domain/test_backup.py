@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -126,8 +127,10 @@ class Agent:
             raise answer
         return answer
 
+    active = True
+
     def is_active(self):
-        return True
+        return self.active
 
     def is_lost(self):
         return False
@@ -216,6 +219,32 @@ def test_a_guest_that_cannot_be_thawed_is_told():
         run_frozen(guest)
     assert "virsh domfsthaw web1" in str(raised.value)
     assert guest.asked.count("thaw") > 1
+
+
+def test_a_guest_that_is_gone_needs_no_thaw():
+    guest = Agent(**{"guest-fsfreeze-thaw": HUNG})
+
+    def power_off():
+        guest.active = False
+
+    assert run_frozen(guest, body=power_off).state == "frozen"
+    assert guest.asked.count("thaw") == 1
+
+
+@pytest.mark.parametrize(
+    ("answers", "called"), [({}, False), ({"guest-fsfreeze-thaw": HUNG}, True)]
+)
+def test_what_waits_for_our_death_thaws_where_we_can_not(monkeypatch, tmp_path, answers, called):
+    virsh = tmp_path / "virsh"
+    virsh.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/called\n')
+    virsh.chmod(0o755)
+    monkeypatch.setattr(freeze.shutil, "which", lambda _name, **_more: str(virsh))
+    with contextlib.suppress(freeze.ThawError):
+        run_frozen(Agent(**answers))
+    assert (tmp_path / "called").exists() is called
+    if called:
+        asked = (tmp_path / "called").read_text()
+        assert asked == f"--connect {Agent.uri} domfsthaw {UUID}\n"
 
 
 def disk(target="vda", **changes) -> xml.Disk:
@@ -312,6 +341,8 @@ def test_when_a_new_version_would_be_the_same(changes, same):
         "nvram_changed": False,
     }
     assert backup_policy.is_same(manifest, **{**given, **changes}) is same
+    unknown = dataclasses.replace(manifest, disks=[dataclasses.replace(stored, sources=())])
+    assert not backup_policy.is_same(unknown, **{**given, "sources": {"vda": ()}})
 
 
 @pytest.mark.parametrize(("said", "offers"), [("yes", True), ("no", False), (None, None)])

@@ -106,6 +106,9 @@ CASES = {
 QUIET = {
     "as it should be": {},
     "root not in fstab": {"fstab": ()},
+    "not in fstab and read-only": {
+        "file_systems": (dataclasses.replace(mounted("sda", "/srv"), read_only=True),)
+    },
     "all trimmed": {
         "file_systems": (mounted("sda", "/srv"),),
         "timer": dataclasses.replace(ON, command=(("/sbin/fstrim", "--all"),)),

@@ -21,6 +21,7 @@ MOUNTS = tuple(
 26 25 8:6 / /top/below rw - ext4 /dev/sda6 rw
 27 20 8:7 / /over rw - ext4 /dev/sda7 rw
 28 27 8:8 / /over rw - ext4 /dev/sda8 rw
+29 20 8:9 /a /part rw - ext4 /dev/sda9 rw
 """).values()
 )
 
@@ -37,6 +38,7 @@ def test_a_plain_ext4():
         ("/xfs", "xfs sends"),
         ("/two", "several places"),
         ("/bind", "several places"),
+        ("/part", "several places"),  # its root may be mounted where we don't see it
         ("/top", "below it"),
         ("/over", "over each other"),
         ("/none", "Nothing is mounted"),

@@ -29,11 +29,13 @@ def test_fstab():
 
 def test_crypttab():
     text = "# c\na UUID=1 none luks,discard\nb /dev/x /key luks\nc /dev/y\nd /dev/z - discards\nx\n"
+    text += "e UUID=2 - nofail,allow-discards\n"  # as systemd has it too
     assert [(e.name, e.discard) for e in tables.parse_crypttab(text)] == [
         ("a", True),
         ("b", False),
         ("c", False),
         ("d", False),
+        ("e", True),
     ]
 
 

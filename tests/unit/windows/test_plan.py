@@ -221,6 +221,11 @@ def test_a_state_that_tells_nothing_changes_nothing():
     assert decide({}).changes == ()
 
 
+def test_a_number_that_none_can_be_is_none():
+    (found,) = parse_state(json.dumps(disk(sector_bytes=1 << 70))).disks
+    assert found.sector_bytes == 0
+
+
 def test_a_flood_is_cut():
     state = parse_state(json.dumps({"os": "x" * 10_000, "disks": [{}] * 5_000}))
     assert len(state.os) == MAX_TEXT
