@@ -48,12 +48,22 @@ class QemuImg:
     """Calls of ``qemu-img`` that share one time limit.
 
     :param timeout: seconds for all calls together.
+    :param watch: called at least every second while images are copied or compared; what it raises
+        ends that.
     :param runner: starts the program; another one in tests.
     :raises RequirementError: from the first call on, when there is no ``qemu-img``.
     """
 
-    def __init__(self, *, timeout: float, runner: Runner = run, program: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        timeout: float,
+        watch: t.Callable[[], None] = lambda: None,
+        runner: Runner = run,
+        program: str = "",
+    ) -> None:
         self._deadline = time.monotonic() + timeout
+        self._watch = watch
         self._runner = runner
         self._program = program
 
@@ -113,7 +123,8 @@ class QemuImg:
         :raises CommandError: it failed; the target holds part of a copy then.
         """
         argv = convert_argv(self._path(), spec, target, copy=copy)
-        completed = self._run(argv, pass_fds=pass_fds, on_output=_watching(report, watch))
+        follow = _watching(report, self._watch, watch)
+        completed = self._run(argv, pass_fds=pass_fds, on_output=follow)
         if completed.rc != 0:
             raise _failed(argv, completed)
 
@@ -142,7 +153,8 @@ class QemuImg:
         :raises CommandError: one can't be read.
         """
         argv = compare_argv(self._path(), spec, other)
-        completed = self._run(argv, pass_fds=pass_fds, on_output=_watching(report, watch))
+        follow = _watching(report, self._watch, watch)
+        completed = self._run(argv, pass_fds=pass_fds, on_output=follow)
         if completed.rc not in (0, 1):
             raise _failed(argv, completed)
         return completed.rc == 0
@@ -186,13 +198,14 @@ class QemuImg:
 
 
 def _watching(
-    report: t.Callable[[float], None], watch: t.Callable[[], None]
+    report: t.Callable[[float], None], *watches: t.Callable[[], None]
 ) -> t.Callable[[bytes], None]:
     read = progress_reader(report)
 
     def follow(piece: bytes) -> None:
         read(piece)
-        watch()
+        for watch in watches:
+            watch()
 
     return follow
 

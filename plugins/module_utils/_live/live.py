@@ -141,7 +141,8 @@ class LiveCompaction:
         self.live = LiveOutcome()
         self._pointer: Journal | None = None
         self._deadline = time.monotonic() + request.timeout
-        self._tool = QemuImg(timeout=request.timeout)
+        # All the while: what the guest writes meanwhile takes space as well.
+        self._tool = QemuImg(timeout=request.timeout, watch=self._watch)
         name = os.path.basename(path)
         # One that moves keeps its original where it is.
         self._keep = f"{name}.thinvirt-original" if request.keep_original else ""

@@ -7,12 +7,17 @@ Blocks are counted with stat, content is read with qemu-io, XML is read with vir
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import re
 import shutil
 import signal
+import socket
+import stat
+import subprocess
+import threading
 
 import pytest
 from compact_lab import answer, child_of, start, wait_for
@@ -217,6 +222,42 @@ def test_what_qemu_flushes_at_a_switch_is_on_the_disk_before(lab, domain, tmp_pa
     assert flushed[-1 - flushed[::-1].index(second) :].count("live-sda.qcow2") == 2
 
 
+def test_how_far_it_is_can_be_followed_in_the_log(lab, domain, log):
+    """While it runs: Ansible shows nothing before the end."""
+    prefix, lines = log
+    process = begin(lab, domain().name, bandwidth_bytes=2 * MIB, prefix=prefix)
+    half_way = re.compile(r"live-sda\.qcow2: copy, [1-9]0 %, [1-9]\d* bytes")
+    wait_for(lambda: any(map(half_way.search, list(lines))))
+    assert process.poll() is None
+    assert not answer(process)["failed"]
+    text = "\n".join(lines)
+    for stage in ("snapshot", "copy", "compare", "mirror", "commit", "clean"):
+        assert f"live-sda.qcow2: {stage}" in text
+
+
+@pytest.fixture
+def log(tmp_path):
+    """A command in which /dev has a log of its own, and what is written to that."""
+    dev, lines = tmp_path / "dev", []
+    dev.mkdir()
+    for name, minor in (("null", 3), ("zero", 5), ("random", 8), ("urandom", 9)):
+        os.mknod(dev / name, stat.S_IFCHR | 0o666, os.makedev(1, minor))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(dev / "log"))
+
+        def listen() -> None:
+            while line := listener.recv(65536).decode():
+                lines.append(line)
+
+        listening = threading.Thread(target=listen)
+        listening.start()
+        mount = 'mount --bind "$0" /dev && exec "$@"'
+        yield ("unshare", "--mount", "sh", "-c", mount, str(dev)), lines
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+            end.sendto(b"", str(dev / "log"))
+        listening.join()
+
+
 def test_what_is_not_worth_it_is_left_alone(lab, domain):
     guest = domain()
     inode = guest.disk("sda").path.stat().st_ino
@@ -246,6 +287,9 @@ def test_domains_and_disks_that_are_refused(lab, domain):
     lab.virsh("snapshot-create-as", guest.name, "s1")
     refused(lab, guest, "snapshots")
     lab.virsh("snapshot-delete", guest.name, "s1")
+    with attached(lab, guest):
+        refused(lab, guest, "disk sdb", "is of type network", disks=["sdb"])
+        refused(lab, guest, "disk sdc", "shareable", disks=["sdc"])
     refused(lab, guest, "min_free_bytes", min_free_bytes=1 << 50)
     refused(lab, guest, "method=punch", method="punch")
     with_disk = guest.xml(inactive=True).replace(f"<name>{guest.name}<", "<name>other<")
@@ -265,28 +309,67 @@ def test_domains_and_disks_that_are_refused(lab, domain):
         lab.virsh("define", str(other))
 
 
-@pytest.mark.parametrize("what", ["SIGTERM", "destroy", "full", "timeout"])
+@contextlib.contextmanager
+def attached(lab, guest):
+    """A domain with a disk on a network and one that others may use as well."""
+    server, device = lab.state / "tmp" / "nbd", lab.state / "tmp" / "device.xml"
+    images = [guest.disk("sda").path.with_name(name) for name in ("served.raw", "shared.raw")]
+    for image in images:
+        image.write_bytes(bytes(MIB))
+    argv = ("qemu-nbd", "--persistent", "--socket", str(server), "--format", "raw", str(images[0]))
+    with subprocess.Popen(argv) as process:
+        try:
+            wait_for(server.exists)
+            for text in (
+                (
+                    "<disk type='network' device='disk'><driver name='qemu' type='raw'/>"
+                    f"<source protocol='nbd'><host transport='unix' socket='{server}'/></source>"
+                    "<target dev='sdb' bus='scsi'/></disk>"
+                ),
+                (
+                    "<disk type='file' device='disk'><driver name='qemu' type='raw'/>"
+                    f"<source file='{images[1]}'/>"
+                    "<target dev='sdc' bus='scsi'/><shareable/></disk>"
+                ),
+            ):
+                device.write_text(text)
+                lab.virsh("attach-device", guest.name, str(device), "--live", "--config")
+            yield
+            for target in ("sdb", "sdc"):
+                lab.virsh("detach-disk", guest.name, target, "--live", "--config")
+        finally:
+            process.kill()
+            for image in images:
+                image.unlink()
+
+
+@pytest.mark.parametrize("what", ["SIGTERM", "destroy", "full", "full when compared", "timeout"])
 def test_given_up_in_the_middle(lab, domain, what):
     guest = domain()
     configured, inode = guest.xml(inactive=True), guest.disk("sda").path.stat().st_ino
     ballast = guest.disk("sda").path.with_name("ballast")
     free = os.statvfs(lab.state).f_bavail * os.statvfs(lab.state).f_frsize
-    wish = {"full": {"min_free_bytes": free - (4 << 30)}, "timeout": {"timeout": 3}}.get(what, {})
+    wish = {"timeout": {"timeout": 3}, "full when compared": {"bandwidth_bytes": 64 * MIB}}
+    wish = wish.get(what, {})
+    if "full" in what:
+        wish["min_free_bytes"] = free - (4 << 30)
     writer = Writer(lab, guest, random.Random(1))  # noqa: S311
     with writer:
         process = begin(lab, guest.name, **wish)
+        if what == "full when compared":
+            os.kill(child_of(process, "compare"), signal.SIGSTOP)
         if what == "SIGTERM":
             process.send_signal(signal.SIGTERM)
         if what == "destroy":
             guest.destroy()
-        if what == "full":
+        if "full" in what:
             with ballast.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, 5 << 30)
         try:
             result = answer(process)
         finally:
             ballast.unlink(missing_ok=True)
-    said = {"SIGTERM": "Stopped by SIGTERM", "full": "min_free_bytes", "timeout": "within"}
+    said = {"SIGTERM": "Stopped by SIGTERM", "timeout": "within"}
     assert_one_file(guest)
     same = guest.disk("sda").path.stat().st_ino == inode
     if what == "destroy":  # the copy was good, and is seen to be when the guest is off
@@ -294,7 +377,7 @@ def test_given_up_in_the_middle(lab, domain, what):
         assert result["changed"] is not same
         assert "finished nevertheless" in result["domains"][0]["disks"][0]["reason"]
     else:
-        assert_explains(result, said[what], "as it was")
+        assert_explains(result, said.get(what, "min_free_bytes"), "as it was")
         assert same
     writer.assert_whole()
     assert writer.count > 0

@@ -25,11 +25,11 @@ from live_lab import CONTENT, MIB, Daemon, Writer, assert_one_file, compact_live
 
 FULL = os.environ.get("THINVIRT_STORM") == "full"
 SEED = int(os.environ.get("THINVIRT_STORM_SEED", random.SystemRandom().randrange(1 << 32)))
-#: How often each is killed: in a short storm, in a long one.
+#: How often each is killed: in a short storm, in a long one. See test_live_kill_points as well.
 #: ``host`` is all three at one instant, as when its power fails.
-TIMES = {"module": (4, 60), "libvirtd": (1, 10), "QEMU": (1, 10), "host": (1, 10)}
+TIMES = {"module": (1, 60), "libvirtd": (1, 10), "QEMU": (1, 10), "host": (1, 10)}
 #: The same where the image goes to another folder, and back.
-TIMES_MOVING = {"module": (3, 60), "libvirtd": (1, 10), "QEMU": (1, 10), "host": (1, 10)}
+TIMES_MOVING = {"module": (1, 60), "libvirtd": (1, 10), "QEMU": (1, 10), "host": (1, 10)}
 WISH = {"power": "live", "trim": False, "min_reclaim_bytes": 0}
 
 

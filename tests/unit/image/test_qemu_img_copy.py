@@ -139,6 +139,17 @@ def test_compare_tells_like_from_unlike(rc, same):
     assert seen == [42.0]
 
 
+def test_what_watches_the_tool_watches_copies_and_comparisons():
+    watched = []
+    tool = qemu_img.QemuImg(
+        timeout=10, watch=lambda: watched.append(1), runner=Script(0), program="/q"
+    )
+    tool.convert("S", "/t", copy=Copy("raw"), pass_fds=(), report=lambda _percent: None)
+    assert watched == [1]
+    tool.compare("S", "T", pass_fds=(), report=lambda _percent: None)
+    assert watched == [1, 1]
+
+
 @pytest.mark.parametrize("rc", [2, 3, 4, 127, -9, -11])
 def test_a_comparison_that_failed_is_neither(rc):
     with pytest.raises(CommandError, match=f"qemu-img compare failed with status {rc}: no"):
