@@ -13,24 +13,31 @@ import random
 import shutil
 
 import pytest
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import journal_path
 from compact_lab import answer, leftovers, start, users_of, wait_for
 from image_lab import qemu_io
 from lab import Disk, GuestSpec
 from live_lab import CONTENT, MIB, Writer, assert_one_file, compact_live
 
 FULL = os.environ.get("THINVIRT_STORM") == "full"
-#: Notes each step before it is taken, and kills its process before one of them.
+#: Notes each step before it is taken, with what the journal says; kills its process before one.
 STEPS = """
-import os, signal, threading
+import json, os, signal, threading
 lock, steps = threading.Lock(), []
 kill_at, path = int(os.environ["KILL_AT"]), os.environ["STEPS"]
 append = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+def stage():
+    try:
+        with open(os.environ["JOURNAL"], encoding="ascii") as file:
+            return json.loads(file.read().splitlines()[-1])["stage"]
+    except (OSError, IndexError):
+        return "nothing"
 def wrapped(function, name):
     def step(*arguments, **more):
         with lock:
             steps.append(name)
             given = " ".join(word for word in map(str, arguments) if word[:1] == "/")
-            os.write(append, f"{name} {given}\\n".encode())
+            os.write(append, f"{name} {stage()} {given}\\n".encode())
             if len(steps) == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
         return function(*arguments, **more)
@@ -46,6 +53,11 @@ SEED = int(os.environ.get("THINVIRT_STORM_SEED", random.SystemRandom().randrange
 #: A short run is killed so often, before or after one of these.
 SHORT = 2
 SWITCHES = ("link", "rename", "blockCopy", "blockJobAbort", "blockCommit")
+#: What has to be on the disk before the guest is told to go on with another file.
+JOURNAL = [
+    *("snapshotCreateXML snapshot", "blockCopy mirror", "blockJobAbort pivot"),
+    *("blockCommit merge", "blockJobAbort merge"),
+]
 
 
 class World:
@@ -64,11 +76,15 @@ class World:
         self.lab.virsh("qemu-monitor-command", self.guest.name, "--hmp", zeros)
         self.steps.unlink(missing_ok=True)
         given = {"power": "live", "trim": False, "min_reclaim_bytes": 0}
+        image = self.writer.top()
         if len(self.folders) > 1:
-            here = self.writer.top().parent
-            given["dest_dir"] = str(next(folder for folder in self.folders if folder != here))
-        path = f"PYTHONPATH={self.site}:{os.environ['PYTHONPATH']}"
-        prefix = ("env", path, f"KILL_AT={kill_at}", f"STEPS={self.steps}")
+            dest = next(folder for folder in self.folders if folder != image.parent)
+            given["dest_dir"] = str(dest)
+        prefix = (
+            *("env", f"PYTHONPATH={self.site}:{os.environ['PYTHONPATH']}"),
+            *(f"KILL_AT={kill_at}", f"STEPS={self.steps}"),
+            f"JOURNAL={journal_path(str(image))}",
+        )
         given |= {"uri": self.lab.uri, "domains": [self.guest.name]}
         return start(module="domain_compact", prefix=prefix, **given)
 
@@ -136,8 +152,13 @@ def test_killed_between_any_two_steps(world, record_property):
     steps = world.taken()
     print(f"\nTHINVIRT_STORM_SEED={SEED}", *enumerate(steps, 1), sep="\n")
     # One that moves is given its name in another folder by a link.
-    missing = {*SWITCHES, "snapshotCreateXML"} - {step.split()[0] for step in steps}
-    assert missing == ({"rename"} if len(world.folders) > 1 else set())
+    assert set(SWITCHES) - {step.split()[0] for step in steps} == (
+        {"rename"} if len(world.folders) > 1 else set()
+    )
+    told = [" ".join(step.split()[:2]) for step in steps]
+    assert [step for step in told if step.startswith(("block", "snap"))] == JOURNAL
+    naming = {step for step in told if step.startswith(("link", "rename"))}
+    assert naming <= {"link swap", "rename swap"}
     chosen = to_kill_before(steps)
     for number in chosen:
         with world.writer:
