@@ -462,6 +462,14 @@ def test_nothing_is_written_over(lab, domain, folder, restored):
         assert_explains(result, "r-1-vdb.qcow2 exists already", "nothing was changed")
     assert (restored / "r-1-vdb.qcow2").read_text() == "mine"
     assert os.listdir(restored) == ["r-1-vdb.qcow2"]
+    # A copy of this collection's, of something else: no killed restore of this version has made it.
+    mine, other = {"min_free_bytes": 0}, restored / "r-1-sda.qcow2"
+    mine |= {"src": str(guest.disk("vdb").path), "src_format": "raw", "dest": str(other)}
+    assert run_module("image_convert", **mine)["changed"]
+    (restored / "r-1-vdb.qcow2").unlink()
+    before = sorted((name, (restored / name).read_bytes()) for name in os.listdir(restored))
+    assert_explains(restore(lab, version, "r-1", restored), "r-1-sda.qcow2 exists already")
+    assert before == sorted((name, (restored / name).read_bytes()) for name in os.listdir(restored))
     result = restore(lab, version, "r-2", restored, keep_uuid=True)
     assert_explains(result, "has the UUID")
     for name in ("", "../x", ".x", "-x", "a\nb"):
