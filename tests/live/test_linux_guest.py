@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The role linux_guest on a guest with one disk of each kind; blocks are counted with stat.
 
+The role kvm_host's part that trims is tried on the same guest, in a hypervisor's place.
+
 The guest has no network and is reached through its agent.  The tests build on each other in the
 order of this file, as a life of a guest does; each begins by writing and deleting files.
 """
@@ -359,6 +361,33 @@ def pass_discards(lab, guest, tmp_path, *, on):
     xml.write_text(text)
     lab.virsh("restore", str(saved), "--xml", str(xml), timeout=PATIENCE)
     guest.wait_for_agent(timeout=PATIENCE)
+
+
+def test_a_hypervisor_trims_itself(lab, guest, tmp_path):
+    """It has no network, so nothing can be installed there."""
+    variables = {
+        "ansible_connection": "community.libvirt.libvirt_qemu",
+        "ansible_libvirt_uri": lab.uri,
+        "ansible_host": guest.name,
+        "ansible_python_interpreter": "/usr/bin/python3",
+        "kvm_host_manage_packages": False,
+    }
+    (tmp_path / "play.yml").write_text(PLAY.replace("linux_guest", "kvm_host"))
+
+    def changed(*options):
+        inventory = {"guests": {"hosts": {"hypervisor": variables}}}
+        done = run_playbook(tmp_path, "play.yml", inventory, *options, patience=PATIENCE)
+        assert done.returncode == 0, done.stdout
+        return int(re.search(r"changed=(\d+)", done.stdout)[1])
+
+    guest.run("systemctl", "disable", "--now", "fstrim.timer")
+    guest.run("systemctl", "mask", "fstrim.timer")
+    assert changed("--check") == 1
+    assert guest.run("systemctl", "is-enabled", "fstrim.timer", check=False).stdout == "masked\n"
+    assert changed() == 1
+    assert guest.run("systemctl", "is-enabled", "fstrim.timer").stdout == "enabled\n"
+    assert guest.run("systemctl", "is-active", "fstrim.timer").stdout == "active\n"
+    assert changed() == 0
 
 
 @pytest.mark.storm
