@@ -293,9 +293,11 @@ class Work:
         return {"format": self.copy.format, **self.copy.options}
 
     def _configuration(self) -> str:
-        configured = self.guest.live_xml()
+        wanted = self.settings.with_secrets
         if self.guest.is_persistent():
-            configured = self.guest.configured_xml(with_secrets=self.settings.with_secrets)
+            configured = self.guest.configured_xml(with_secrets=wanted)
+        else:
+            configured = self.guest.live_xml(with_secrets=wanted)
         return backup_policy.with_plugged_disks(configured, self.guest.live_xml())
 
     def _room(self, *more: str) -> Room:

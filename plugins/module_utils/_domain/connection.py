@@ -134,10 +134,14 @@ class Guest(DiskJobs, BackupCalls):
                 return 0
             raise
 
-    def live_xml(self) -> str:
-        """XML of the running domain (without secrets), or of the configured one if it is off."""
+    def live_xml(self, *, with_secrets: bool = False) -> str:
+        """XML of the running domain, or of the configured one if it is off.
+
+        :param with_secrets: passwords included: never to be shown.
+        """
+        flags = libvirt.VIR_DOMAIN_XML_SECURE if with_secrets else 0
         with translated(f"read the XML of domain {self.name}"):
-            return t.cast(str, self._domain.XMLDesc(0))
+            return t.cast(str, self._domain.XMLDesc(flags))
 
     def capacity_bytes(self, target: str) -> int:
         """Size of a disk as the guest sees it."""

@@ -269,6 +269,15 @@ def test_passwords_are_left_out_unless_asked_for(lab, domain, folder, tmp_path):
         manifest = Path(made["version"], "manifest.json")
         assert ("hunter2" in manifest.read_text()) is wanted
         assert manifest.stat().st_mode & 0o777 == 0o600
+    lab.virsh("undefine", guest.name)
+    lab.virsh("create", str(tmp_path / "domain.xml"), "--paused")
+    try:  # it has no configuration but that of the running one
+        for wanted in (False, True):
+            made = entry(backup(lab, folder, guest.name, with_secrets=wanted))
+            text = Path(made["version"], "manifest.json").read_text()
+            assert ("hunter2" in text) is wanted
+    finally:
+        lab.virsh("define", str(tmp_path / "domain.xml"))
 
 
 @pytest.fixture
