@@ -269,6 +269,13 @@ def test_search_and_filters_narrow_all_tables(browser, folder, report) -> None:
         assert column(tab, "findings-table", "severity") == []
         boxes.get_by_label("works").check()
         assert count(tab, "disks-table") == f"{disks} rows"
+        # What failed can be looked at alone.
+        assert column(tab, "work-table", "status")[:4] == ["failed", "failed", "failed", "done"]
+        work = tab.locator(".choices[data-for=work-table]")
+        for status in ("done", "skipped"):
+            work.get_by_label(status).uncheck()
+        assert set(column(tab, "work-table", "domain")) == {"hung", "off", ""}
+        expect(tab.locator("#work p").first).to_contain_text("8.0 GiB came back")
 
 
 def test_without_scripts_all_is_there(browser, folder, report) -> None:
@@ -437,7 +444,7 @@ def test_on_a_desk_tables_need_no_scrolling(browser, folder) -> None:
             "[...document.querySelectorAll('.scroll')]"
             ".map((region) => [region.ariaLabel, region.scrollWidth - region.clientWidth])"
         )
-        assert len(hidden) == 6
+        assert len(hidden) == 7
         assert [label for label, pixels in hidden if pixels > 0] == []
 
 
