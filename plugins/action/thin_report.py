@@ -71,7 +71,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     def _report(self, options: dict[str, t.Any]) -> dict[str, t.Any]:
         folder = options["dest_dir"].rstrip("/") or "/"
         if not os.path.isabs(folder):
-            raise RefusedError(f"dest_dir {folder} is not absolute; nothing was written.")
+            raise RefusedError(
+                f"dest_dir {folder} is not absolute; nothing was written.",
+                remedy="Name it from / on.",
+            )
         access = output.access(mode=options["mode"], owner=options["owner"], group=options["group"])
         fleet = reading.read_fleet(options["hosts"])
         earlier, warnings = history.read(options["history"])

@@ -204,7 +204,7 @@ def _fill(module: AnsibleModule) -> dict[str, t.Any]:
     params = module.params
     for name in ("max_bytes", "keep_free_bytes", "timeout"):
         if (params[name] or 0) < 0:
-            raise RefusedError(f"{name} is negative.")
+            raise RefusedError(f"{name} is negative.", remedy="Use 0 or more.")
     wish = zero_fill.Wish(
         paths=tuple(params["paths"]),
         max_bytes=params["max_bytes"],

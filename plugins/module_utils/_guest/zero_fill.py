@@ -200,7 +200,8 @@ def _fill_one(target: Target, filler: _Filler) -> Outcome:
     with _open_mount(target.path) as fd:
         if mount_of_fd(fd) != target.mount:
             raise RefusedError(
-                f"{shown(target.path)} was mounted anew meanwhile. Nothing was written to it."
+                f"{shown(target.path)} was mounted anew meanwhile. Nothing was written to it.",
+                remedy="Run it again, once nobody mounts it any more.",
             )
         remove_leftover(fd)
         try:
@@ -399,7 +400,10 @@ def _open_mount(path: str) -> t.Iterator[int]:
         fd = os.open(path, _DIRECTORY)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR) and os.path.lexists(path):
-            raise RefusedError(f"{shown(path)} is no folder.") from error
+            raise RefusedError(
+                f"{shown(path)} is no folder.",
+                remedy="Name the mount point, as findmnt shows it.",
+            ) from error
         if error.errno == errno.ENOENT:
             raise NotFoundError(f"{shown(path)} does not exist.") from error
         raise failure(path, "opened", error) from error

@@ -91,7 +91,10 @@ def _lock_file(path: str) -> t.Iterator[int]:
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
-            raise RefusedError(f"{path} is not this user's own file. Nothing was written.")
+            raise RefusedError(
+                f"{path} is not this user's own file. Nothing was written.",
+                remedy="Find out where it comes from, and remove it.",
+            )
         yield fd
     finally:
         os.close(fd)

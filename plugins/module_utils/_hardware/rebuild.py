@@ -288,7 +288,11 @@ def _copy_nvram(work: Rebuild) -> None:
     with open_image(src) as image:
         data = os.pread(image.fd, _MAX_NVRAM_BYTES + 1, 0)
         if len(data) > _MAX_NVRAM_BYTES:
-            raise RefusedError(f"{shown(src)} is too large for variables of a firmware.")
+            raise RefusedError(
+                f"{shown(src)} is too large for variables of a firmware; the copies of the disks "
+                "were removed.",
+                remedy="Look at <nvram> in the domain's configuration: it names another file.",
+            )
         try:
             _refuse_existing(dest)  # somebody may have made it since
             _write_like(image.fd, data, dest)

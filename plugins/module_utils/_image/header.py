@@ -68,7 +68,7 @@ def read_open_header(image: OpenImage, *, path: str, image_format: str) -> Image
     except OSError as error:
         raise failure(path, "read", error) from error
     except UnsupportedError as error:
-        raise UnsupportedError(f"{shown(path)}: {error.message}") from error
+        raise UnsupportedError(f"{shown(path)}: {error.message}", remedy=error.remedy) from error
     except ImageError as error:
         remedy = "" if image_format == "raw" else "If it is a raw disk, say so with format=raw."
         raise ImageError(f"{shown(path)}: {error.message}", remedy=remedy) from error

@@ -334,7 +334,10 @@ def _unknown_features(bits: t.Iterable[int], table: bytes) -> UnsupportedError:
     }
     listed = ", ".join(f"bit {bit} ({shown(given.get((0, bit), '') or 'no name')})" for bit in bits)
     return UnsupportedError(
-        f"The qcow2 image has incompatible features that are not known here: {listed}."
+        f"The qcow2 image has incompatible features that are not known here: {listed}; nothing was "
+        "changed.",
+        remedy="Leave it to the QEMU that made it, which is newer, or copy it there with qemu-img "
+        "convert.",
     )
 
 

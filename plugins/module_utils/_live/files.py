@@ -113,5 +113,8 @@ def live_of(record: Record, path: str) -> Live:
     :raises RefusedError: nothing: it is of another kind of run.
     """
     if record.live is None:
-        raise RefusedError(f"The journal of {shown(path)} is none of a live compaction.")
+        raise RefusedError(
+            f"The journal of {shown(path)} is none of a live compaction; nothing was changed.",
+            remedy="Shut the domain down, and have thinvirt.kvm.image_compact end or undo it.",
+        )
     return record.live

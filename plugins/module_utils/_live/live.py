@@ -345,7 +345,10 @@ class LiveCompaction:
             self._refuse_exchanged(image, self.files.kept)
             self.files.sync_folders()
             if identity_at(new.name) != record.copy:
-                raise RefusedError(f"{shown(new.name)} was changed or exchanged by somebody else.")
+                raise RefusedError(
+                    f"{shown(new.name)} was changed or exchanged by somebody else.",
+                    remedy="Find out who does so, and run it again.",
+                )
             os.rename(new.name, self.path)
             self.files.sync_folders()
 

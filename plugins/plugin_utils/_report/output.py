@@ -69,7 +69,8 @@ def access(*, mode: str, owner: str | None, group: str | None) -> Access:
         gid = grp.getgrnam(group).gr_gid if group else None
     except KeyError as error:
         raise RefusedError(
-            f"The controller has no such user or group: {error.args[0]}; nothing was written."
+            f"The controller has no such user or group: {error.args[0]}; nothing was written.",
+            remedy="Make it there, or name one that is there.",
         ) from error
     return Access(bits, uid, gid)
 
