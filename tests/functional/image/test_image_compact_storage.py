@@ -16,8 +16,10 @@ from compact_lab import (
     answer,
     assert_as_it_was,
     assert_same,
+    child_of,
     compact,
     entry_of,
+    fill,
     held,
     image,
     leftovers,
@@ -25,10 +27,12 @@ from compact_lab import (
     refused,
     sha256,
     start,
+    start_module,
     state,
     with_dead_clusters,
 )
 from image_lab import run
+from support import run_module
 
 
 @pytest.fixture
@@ -84,6 +88,30 @@ def test_a_disk_that_becomes_full_while_a_copy_is_made(mounted, left):
     assert leftovers(point) == []
     filler.unlink()
     assert entry_of(path, method="rewrite")["freed_bytes"] > 20 * MIB
+
+
+@pytest.mark.parametrize("left", [0, MIB, 15 * MIB])
+def test_a_disk_that_becomes_full_while_a_copy_is_made_elsewhere(mounted, tmp_path, left):
+    """The older copy keeps its name, and its note."""
+    point = mounted(256)
+    path, dest = image(tmp_path / "x.qcow2", zeros_mib=0), point / "copy.qcow2"
+    given = {"src": str(path), "dest": str(dest), "compression": "none", "min_free_bytes": 0}
+    assert run_module("image_convert", **given)["changed"]
+    fill(path, data_mib=16)
+    before = state(point)
+    process = start_module("image_convert", **given)
+    os.kill(child := child_of(process, "convert"), signal.SIGSTOP)
+    filler = fill_up(point, leave_bytes=left)
+    os.kill(child, signal.SIGCONT)
+    result = answer(process)
+    assert result["failed"]
+    for says in ("No space left on device", "it is as it was", "Free space on the file system."):
+        assert says in result["msg"]
+    filler.unlink()
+    assert state(point) == before
+    assert run_module("image_convert", **given)["changed"]
+    assert_same(path, dest)
+    assert sorted(os.listdir(point)) == ["copy.qcow2", "copy.qcow2.thinvirt.json", "lost+found"]
 
 
 def test_a_disk_that_comes_down_to_what_is_to_be_left_free(mounted):

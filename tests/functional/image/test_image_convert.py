@@ -15,7 +15,9 @@ import time
 import pytest
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.convert import Request
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.versions import copy_versions
+from compact_lab import answer, child_of, start_module, state
 from image_lab import create, qemu_io, run
+from qcow2_bytes import patch
 from support import assert_explains, run_module
 
 MIB = 1 << 20
@@ -171,6 +173,54 @@ def test_refusals(image, tmp_path):
     refused(image, tmp_path, "power of two", cluster_size_bytes=1000)
     refused(image, tmp_path, "free (min_free_bytes)", min_free_bytes=1 << 60)
     assert (out / "foreign.qcow2").read_text() == "somebody's only copy of something"
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_an_encrypted_image_is_refused(image, tmp_path, check):
+    with open(image, "r+b") as file:
+        head = file.read(4096)
+        file.seek(0)
+        file.write(patch(head, crypt_method=1))
+    before = state(tmp_path)
+    refused(image, tmp_path, "is encrypted", "nothing was changed. Copy the file", check=check)
+    assert state(tmp_path) == before
+
+
+def begun(image, dest, stage="convert"):
+    """A copy that stands still in a stage: the process, and QEMU's in it."""
+    process = start_module("image_convert", src=image, dest=str(dest), min_free_bytes=0)
+    child = child_of(process, stage)
+    os.kill(child, signal.SIGSTOP)
+    return process, child
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_leaves_the_older_copy(image, tmp_path, number):
+    dest = tmp_path / "out" / "copy.qcow2"
+    convert(src=image, dest=str(dest))
+    qemu_io(image, "write -P 8 0 20M")
+    before = state(tmp_path)
+    process, child = begun(image, dest)
+    assert len(os.listdir(dest.parent)) == 4  # the copy, its note, the journal, a new copy
+    process.send_signal(number)
+    assert f"Stopped by {number.name} before the end" in answer(process)["msg"]
+    assert not os.path.exists(f"/proc/{child}")
+    assert state(tmp_path) == before
+    assert convert(src=image, dest=str(dest))["images"][0]["recovered"] == ""
+
+
+def test_a_second_run_fails_at_once_and_names_the_first(image, tmp_path):
+    dest = tmp_path / "out" / "copy.qcow2"
+    process, child = begun(image, dest)
+    before = state(tmp_path)
+    for check in (True, False):
+        result = convert(src=image, dest=str(dest), check=check)
+        busy = f"Another run process {process.pid} (convert, copy) is at work on {dest}"
+        assert_explains(result, busy, "nothing was changed. Wait for it to end.")
+    assert state(tmp_path) == before
+    os.kill(child, signal.SIGCONT)
+    assert answer(process)["changed"]
+    assert "identical" in run("qemu-img", "compare", image, dest)
 
 
 def test_a_copy_that_somebody_changed_is_not_ours_any_more(image, tmp_path):
