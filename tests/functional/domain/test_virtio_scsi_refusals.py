@@ -1,9 +1,10 @@
 # SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the role virtio_scsi refuses before it talks to a guest; guests that run are in tests/live.
+"""What the role virtio_scsi refuses before it talks to a guest, and what it does with a guest that
+came up and misses something; guests that run are in tests/live.
 
 The domains have no system.  Nobody answers for them, so a play that goes on where it should stop
-fails as well, but in other words.
+fails as well, but in other words.  In the last test stand-ins answer for hypervisor and guest.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 import subprocess
 
 import pytest
+from linux_stand_in import Guest
 from support import run_playbook
 
 NAMES = ("v-one", "v-two")
@@ -109,3 +111,70 @@ def test_guests_of_which_nobody_knows_whether_they_need_to_be_recovered(
     for name in NAMES:
         assert f"{name}: The call on hypervisor for all its guests failed" in output
     assert configured(lab) == before
+
+
+def mounted(*mount_points):
+    return [{"uuid": f"uuid-of-{each}", "mount_point": each} for each in mount_points]
+
+
+def test_a_guest_that_came_up_without_a_file_system_gets_its_old_bus_back(tmp_path):
+    """This tests what the role asks for; that domain_disk_bus does it is in tests/live."""
+    name = NAMES[0]
+    part = {"name": name, "changed": True, "active": True, "findings": []}
+    calm = {"changed": False, "stale_grub_cfg": [], "initramfs_stale": False, "files": []}
+    hypervisor = Guest(
+        tmp_path / "hypervisor",
+        {
+            "domain_disk_bus": [
+                {"changed": False, "domains": [{"name": name, "recovered": ""}]},
+                {"changed": True, "domains": [part]},
+                {"changed": True, "domains": [part]},
+                {"changed": True},
+            ]
+        },
+    )
+    guest = Guest(
+        tmp_path / "guest",
+        {
+            "linux_guest_info": {"initramfs": {"virtio_scsi": True, "path": "/boot/initrd"}},
+            "linux_guest_device_names": [
+                {**calm, "mounted": mounted("/", "/mnt")},
+                {**calm, "mounted": mounted("/", "/mnt")},
+                {**calm, "mounted": mounted("/")},
+            ],
+            "command": {"changed": False, "rc": 0, "stdout": ""},
+            "ping": {"ping": "pong"},
+        },
+    )
+    hosts = {
+        "hypervisor": {"ansible_python_interpreter": str(hypervisor.python)},
+        name: {"ansible_python_interpreter": str(guest.python), "kvm_host": "hypervisor"},
+    }
+    for each in hosts.values():
+        each.update(ansible_connection="local", ansible_remote_tmp=str(tmp_path / "tmp"))
+    inventory = {
+        "kvm_hosts": {"hosts": {"hypervisor": hosts["hypervisor"]}},
+        "kvm_linux_guests": {"hosts": {name: hosts[name]}},
+        "kvm_windows_guests": {},
+    }
+    given = {
+        "virtio_scsi_async_seconds": 0,
+        "__virtio_scsi_mount_delay": 0,
+        "virtio_scsi_boot_timeout": 7,
+    }
+    done = run_playbook(
+        tmp_path, "thinvirt.kvm.virtio_scsi", inventory, "-e", json.dumps(given), patience=240
+    )
+    output = " ".join(done.stdout.split())
+    assert done.returncode == 2, done.stdout
+    assert f"{name} came up on virtio-scsi, but not with the file systems that it had" in output
+    assert "it runs on its old bus again. Missing: /mnt." in output
+    asked = [arguments for module, arguments in hypervisor.calls if module == "domain_disk_bus"]
+    assert [(each.get("state"), each["domains"]) for each in asked] == [
+        ("recovered", [name]),
+        (None, [name]),
+        (None, [name]),
+        ("restored", [name]),
+    ]
+    assert [each.get("power") for each in asked] == [None, "cycle", "cycle", "cycle"]
+    assert asked[-1]["boot_timeout"] == 7
