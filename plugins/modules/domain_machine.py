@@ -177,6 +177,12 @@ domains:
       description: Whether devices get new PCI addresses, as libvirt refuses the old ones.
       type: bool
       returned: on success of this domain
+    readdressed:
+      description: Those devices. All others keep their addresses.
+      type: list
+      elements: str
+      returned: on success of this domain
+      sample: [controller scsi0, disk vda]
     old_xml:
       description:
         - The file that keeps the old configuration, for O(state=restored); empty if there is none.

@@ -51,6 +51,7 @@ class Outcome:
 
     :param now: the configured XML, with secrets; never part of a result.
     :param after: the XML that is to be defined; empty if nothing is.
+    :param readdressed: the devices that get new PCI addresses.
     """
 
     guest: Guest
@@ -61,7 +62,7 @@ class Outcome:
     offer: machine_types.Offer | None = None
     choice: machine_types.Choice | None = None
     after: str = ""
-    addresses_dropped: bool = False
+    readdressed: tuple[str, ...] = ()
     changes: tuple[Change, ...] = ()
     findings: tuple[Finding, ...] = ()
     old_xml: str = ""
@@ -96,7 +97,8 @@ class Outcome:
             family=machine.family(own),
             qemu_version=".".join(map(str, version)) if version else "",
             newest=self.offer.newest if self.offer is not None else "",
-            addresses_dropped=self.addresses_dropped,
+            addresses_dropped=bool(self.readdressed),
+            readdressed=list(self.readdressed),
             old_xml=self.old_xml,
             recovered=self.recovered,
             findings=[finding.result() for finding in self.findings],
@@ -193,9 +195,8 @@ def _plan(hypervisor: Hypervisor, outcome: Outcome, request: Request, *, capabil
     outcome.changes = (
         Change(domain.name, "machine", domain.machine, choice.machine),
         *(
-            [Change(domain.name, "PCI addresses", "as they are", "chosen anew by libvirt")]
-            if outcome.addresses_dropped
-            else []
+            Change(domain.name, f"PCI address of {device}", "as it is", "chosen anew by libvirt")
+            for device in outcome.readdressed
         ),
     )
 
@@ -206,14 +207,14 @@ def _try(hypervisor: Hypervisor, outcome: Outcome, wanted: str) -> None:
     complaint = hypervisor.refusal(outcome.after)
     if not complaint or hypervisor.refusal(outcome.now):
         return  # a complaint that the old type gives rise to as well says nothing about the new one
-    without = machine_xml.with_machine(outcome.now, wanted, drop_addresses=True)
-    if hypervisor.refusal(without):
+    found = machine_xml.with_fewest_dropped(outcome.now, wanted, refusal=hypervisor.refusal)
+    if found is None:
         raise RefusedError(
             f"Refused: libvirt could not start domain {outcome.guest.name} with machine type "
             f"{wanted}: {complaint}; nothing was changed.",
             remedy="Name another type with machine.",
         )
-    outcome.after, outcome.addresses_dropped = without, True
+    outcome.after, outcome.readdressed = found.xml, found.devices
 
 
 def _plan_restore(outcome: Outcome, domain: xml.Domain, request: Request) -> None:

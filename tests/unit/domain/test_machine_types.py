@@ -121,13 +121,49 @@ def test_consequences(name, machine, ids):
     assert [finding.id for finding in found] == ids
 
 
+def address_of(text, xpath):
+    return xml.parse_tree(text).find(f"devices/{xpath}/address[@type='pci']")
+
+
 @pytest.mark.parametrize(("name", "of_host"), [("pci-passthrough", 2), ("sriov-and-virtiofs", 1)])
-def test_only_addresses_that_the_guest_sees_are_dropped(name, of_host):
+def test_addresses_on_the_host_stay(name, of_host):
     text = golden(name)
-    after = xml.parse_tree(machine_xml.with_machine(text, "pc-q35-7.2", drop_addresses=True))
-    assert xml.parse_tree(text).findall("devices/*/address[@type='pci']")
-    assert not after.findall("devices/*/address[@type='pci']")
-    assert len(after.findall("devices/*/source/address")) == of_host
+
+    def refusal(new):
+        return "any" if xml.parse_tree(new).findall("devices/*/address[@type='pci']") else ""
+
+    after = machine_xml.with_fewest_dropped(text, "pc-q35-7.2", refusal=refusal)
+    tree = xml.parse_tree(after.xml)
+    assert not tree.findall("devices/*/address[@type='pci']")
+    assert len(tree.findall("devices/*/source/address")) == of_host
+    before = xml.parse_tree(text).findall("devices/*/address[@type='pci']")
+    assert len(set(after.devices)) == len(before) > 3
+    assert tree.find("os/type").get("machine") == "pc-q35-7.2"
+
+
+@pytest.mark.parametrize("in_the_way", ["disk", "interface", "memballoon", "controller"])
+def test_only_addresses_that_are_in_the_way_are_dropped(in_the_way):
+    """A stand-in for libvirt, which has nothing against these machines."""
+    text = golden("boot-order-per-device")
+    assert address_of(text, in_the_way) is not None
+    count = len(xml.parse_tree(text).findall(f"devices/{in_the_way}/address[@type='pci']"))
+
+    def refusal(new):
+        return "taken" if address_of(new, in_the_way) is not None else ""
+
+    found = machine_xml.with_fewest_dropped(text, "pc-q35-7.2", refusal=refusal)
+    assert len(found.devices) == count
+    assert all(device.startswith(in_the_way.partition("[")[0]) for device in found.devices)
+    for element in (tree := xml.parse_tree(text)).findall(f"devices/{in_the_way}"):
+        for address in element.findall("address[@type='pci']"):
+            element.remove(address)
+    tree.find("os/type").set("machine", "pc-q35-7.2")
+    assert compare.fingerprint(found.xml) == compare.fingerprint(xml.serialize(tree))
+
+
+def test_what_is_refused_without_addresses_too():
+    text = golden("boot-order-per-device")
+    assert machine_xml.with_fewest_dropped(text, "pc-q35-99", refusal=lambda _new: "no") is None
 
 
 def test_a_domain_is_kept_as_it_was_given_or_not():
@@ -137,7 +173,9 @@ def test_a_domain_is_kept_as_it_was_given_or_not():
     )
     assert compare.is_kept(text, text)
     assert not compare.is_kept(text, other)
-    dropped = machine_xml.with_machine(text, "pc-q35-6.2", drop_addresses=True)
+    dropped = machine_xml.with_fewest_dropped(
+        text, "pc-q35-6.2", refusal=lambda new: "" if 'type="pci" domain' not in new else "no"
+    ).xml
     assert compare.is_kept(dropped, text)
     assert not compare.is_kept(text, dropped)
     extra = text.replace("<memballoon", '<controller type="pci" index="30" model="x"/><memballoon')
