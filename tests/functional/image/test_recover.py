@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image import recover as recovery
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import (
+    Live,
     Record,
     open_journal,
     temp_name,
@@ -178,3 +179,28 @@ def test_a_copy_that_became_a_symlink_loses_only_that(path, target):
     run_recovery(path)
     assert names(path) == ["victim", "x.qcow2"]
     assert identity(path) == left.original
+
+
+def test_a_guest_may_have_written_above_it(path):
+    """Then only who knows of domains can tell which of the files is the disk."""
+    left = Live("d0e1", "sda", "x.qcow2.thinvirt-1.overlay", "<source/>", "qcow2")
+    with open_journal(str(path)) as journal:
+        journal.write(Record("live", "copy", 7, identity(path), live=left))
+    recovery_refused(path, "thinvirt.kvm.domain_compact and state=recovered")
+
+
+@pytest.mark.parametrize("stage", ["copy", "renamed"])
+def test_the_folder_is_flushed_before_and_after(path, monkeypatch, stage):
+    """The killed run may not have: without the new name on the disk the old one is all there is."""
+    left = Left(path)
+    left.write(left.record)
+    if stage == "renamed":
+        left.write(left.swap)
+        os.link(path, left.kept)
+        os.rename(left.temp, path)
+    done, sync, remove = [], recovery.sync_folder, recovery.remove_name
+    monkeypatch.setattr(recovery, "sync_folder", lambda at: (done.append("flush"), sync(at)))
+    monkeypatch.setattr(recovery, "remove_name", lambda at: (done.append("remove"), remove(at)))
+    run_recovery(path)
+    assert (done[0], done[-1]) == ("flush", "flush")
+    assert set(done[1:-1]) == {"remove"}

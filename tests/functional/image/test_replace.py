@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -172,6 +173,79 @@ def test_an_image_that_is_exchanged_at_the_last_moment(path, monkeypatch):
     assert path.read_bytes() == b"from a backup"
 
 
+@pytest.fixture
+def no_links(monkeypatch):
+    """As on vfat."""
+
+    def link(*_arguments, **_more):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+
+
+@pytest.mark.usefixtures("no_links")
+def test_an_image_that_was_exchanged_where_there_are_no_links(path):
+    before, restored = identity(path), path.parent / "restored"
+    restored.write_bytes(b"from a backup")
+    os.rename(restored, path)
+    with pytest.raises(RefusedError, match="was changed or exchanged by somebody else"):
+        swap(path, source=before)
+    assert names(path) == ["x.qcow2"]
+    assert path.read_bytes() == b"from a backup"
+
+
+@pytest.mark.usefixtures("no_links")
+def test_a_new_name_where_there_are_no_links(tmp_path):
+    swap(tmp_path / "new")
+    assert names(tmp_path / "new") == ["new"]
+    assert (tmp_path / "new").read_bytes() == b"new"
+
+
+def test_a_copy_that_was_exchanged_at_the_last_moment(path, monkeypatch):
+    before, real = identity(path), os.link
+
+    def link(*arguments, **more):
+        (temp,) = (name for name in names(path) if name.endswith(".tmp"))
+        (path.parent / "evil").write_bytes(b"evil")
+        os.rename(path.parent / "evil", path.parent / temp)
+        real(*arguments, **more)
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(RefusedError, match="was changed or exchanged by somebody else"):
+        swap(path, source=before)
+    assert names(path) == ["x.qcow2"]
+    assert identity(path) == before
+
+
+def test_an_original_that_is_used_by_somebody_who_cannot_be_seen(path, monkeypatch):
+    """In another container: there is no process to be found, but its lock."""
+    before = identity(path)
+    monkeypatch.setattr(replace, "probe_locks", lambda _fd: types.SimpleNamespace(used=(101,)))
+    with pytest.raises(RefusedError, match="the original was opened at the last moment"):
+        swap(path, source=before)
+    (kept,) = (name for name in names(path) if name.endswith(".tmp"))
+    assert identity(path.parent / kept).ino == before.ino
+
+
+def test_a_folder_that_cannot_be_flushed_once_the_copy_has_the_name(path, monkeypatch):
+    """The journal stays, with the original: after a loss of power either may have the name."""
+    before, real = identity(path), replace.sync_folder
+
+    def sync(folder):
+        if identity(path).ino != before.ino:
+            raise OSError(errno.EIO, "Input/output error")
+        real(folder)
+
+    monkeypatch.setattr(replace, "sync_folder", sync)
+    with pytest.raises(ThinvirtError, match="cannot be replaced: Input/output error"):
+        swap(path, source=before)
+    (kept,) = (name for name in names(path) if name.endswith(".tmp"))
+    assert identity(path.parent / kept).ino == before.ino
+    monkeypatch.undo()
+    assert run_recovery(path).endswith("was finished.")
+    assert names(path) == ["x.qcow2"]
+
+
 def test_a_name_that_somebody_takes_at_the_last_moment(tmp_path, monkeypatch):
     """A new copy never replaces what was not there when it was begun."""
     path, real = tmp_path / "new", os.link
@@ -275,3 +349,31 @@ def test_a_copy_is_not_used_before_it_is_proved(path, result, same, says):
         os.close(fd)
     assert names(path) == ["x.qcow2"]
     assert identity(path) == before
+
+
+def test_the_journal_stays_where_the_original_may_not_go(path, monkeypatch):
+    """What the copy was made by knows of no end: the next run does."""
+    fd = os.open(path, os.O_RDONLY)
+    monkeypatch.setattr(replace, "probe_locks", lambda _fd: types.SimpleNamespace(used=(101,)))
+    try:
+        with (
+            open_journal(str(path)) as journal,
+            pytest.raises(RefusedError, match="opened at the last moment"),
+            replace.verified_copy(
+                replace.Source(str(path), fd, "S"),
+                str(path),
+                copy=Copy("qcow2"),
+                min_free_bytes=0,
+                journal=journal,
+                tool=Tool(result="clean", same=True),
+                stages=replace.Stages(),
+            ) as (new, record),
+        ):
+            replace.swap_in(new, str(path), journal=journal, record=record, stages=replace.Stages())
+    finally:
+        os.close(fd)
+    monkeypatch.undo()
+    with open_journal(str(path)) as journal:
+        assert journal.left.stage == "swap"
+    assert run_recovery(path).endswith("was finished.")
+    assert names(path) == ["x.qcow2"]
