@@ -237,6 +237,23 @@ def test_checkpoints_are_refused(lab, tmp_path, bus, guest):
     assert bus(guest, bus="scsi")["changed"]
 
 
+def test_a_transient_domain_is_refused(lab, tmp_path, bus, guest):
+    (tmp_path / "x.xml").write_text(dump(lab, guest))
+    lab.virsh("start", guest, "--paused")
+    lab.virsh("undefine", guest)
+    try:
+        before = lab.virsh("dumpxml", guest)
+        for check in (True, False):
+            for power in ("keep", "cycle"):
+                result = bus(guest, bus="scsi", power=power, check=check)
+                assert_explains(result, "is transient", "nothing was changed. Make it persistent")
+                assert not result["changed"]
+        assert lab.virsh("dumpxml", guest) == before
+        assert kept(tmp_path) == []
+    finally:
+        lab.virsh("define", str(tmp_path / "x.xml"))
+
+
 def test_restored_is_refused_for_a_guest_that_runs(lab, bus, guest):
     bus(guest, bus="scsi")
     moved = dump(lab, guest)

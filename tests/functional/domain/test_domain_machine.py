@@ -148,6 +148,20 @@ def test_refused_and_nothing_changed(lab, guest, machine, dest):
     assert os.listdir(dest) == []
 
 
+def test_snapshots_are_refused(lab, guest, machine, tmp_path):
+    folder = guest.disk("vda").path.parent
+    overlays = [f"--diskspec={target},file={tmp_path}/{target}" for target in ("vda", "vdb")]
+    lab.virsh("snapshot-create-as", guest.name, "s", "--disk-only", *overlays)
+    before, files = dump(lab, guest.name), sorted(os.listdir(folder))
+    for check in (True, False):
+        result = machine(state="current", check=check)
+        assert_explains(result, "has snapshots, and a revert", "nothing was changed. Delete the")
+        assert not result["changed"]
+    assert dump(lab, guest.name) == before
+    assert sorted(os.listdir(folder)) == files
+    lab.virsh("snapshot-delete", guest.name, "s", "--metadata")
+
+
 def test_rebuilt_beside_the_old_one(lab, guest, machine, dest):
     for target, form in (("vda", "qcow2"), ("vdb", "raw")):
         write = ["qemu-io", "-f", form, "-c", "write -P 0x5a 64k 128k"]

@@ -12,6 +12,10 @@ import subprocess
 from xml.etree import ElementTree
 
 import pytest
+from ansible_collections.thinvirt.kvm.plugins.module_utils._discard import save_restore
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import xml
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Hypervisor
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import RefusedError
 from lab import Disk, GuestSpec
 from save_lab import (
     AFTER,
@@ -180,6 +184,12 @@ def test_a_transient_guest_is_refused(lab, guest, tmp_path):
             result = run(lab, guest, check=check)
             assert_explains(result, "transient", "nothing was changed")
             assert not result["changed"]
+        # Undefined after it was planned for: libvirt would forget it, memory and all.
+        with Hypervisor(lab.uri, local_only=True) as hypervisor:
+            (domain,) = hypervisor.guests([guest.name])
+            live = domain.live_xml()
+            with pytest.raises(RefusedError, match="would forget it once it is saved"):
+                save_restore.refuse(hypervisor, domain, xml.parse_domain(live), live)
         assert guest.xml() == before
     finally:
         lab.virsh("define", str(tmp_path / "x.xml"))
