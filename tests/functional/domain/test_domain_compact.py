@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from compact_lab import answer, start_module
+from compact_lab import answer, start_module, wait_for
 from image_lab import qemu_io, run
 from lab import Disk, GuestSpec
 from support import assert_explains, run_module
@@ -145,6 +145,28 @@ def test_bad_input_changes_nothing(lab, domain, arguments, words):
     given = {"uri": lab.uri, "domains": [guest.name], **arguments}
     assert_explains(run_module("domain_compact", **given), *words)
     assert blocks(guest) == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [
+        ("network", "<source protocol='nbd' name='x'><host name='elsewhere'/></source>"),
+        ("block", "<source dev='/dev/disk/by-id/none'/>"),
+    ],
+)
+def test_a_disk_that_is_no_file_is_refused(lab, domain, tmp_path, kind, source):
+    guest = domain()
+    disk = f"<disk type='{kind}' device='disk'>{source}<target dev='sdb' bus='scsi'/></disk>"
+    text = guest.xml(inactive=True).replace("</devices>", f"{disk}</devices>")
+    (tmp_path / "domain.xml").write_text(text)
+    lab.virsh("define", str(tmp_path / "domain.xml"))
+    before = guest.xml(inactive=True), blocks(guest)
+    for check in (True, False):
+        result = compact(lab, guest.name, disks=["sdb"], check=check)
+        reason = f"disk sdb of domain c-off is of type {kind}, no image file on this host"
+        assert_explains(result, reason, "nothing was changed. Have the guest trim it")
+        assert not result["changed"]
+    assert (guest.xml(inactive=True), blocks(guest)) == before
 
 
 def test_another_format_is_refused(lab, domain):
@@ -382,6 +404,26 @@ def test_a_signal_ends_all_rewrites(lab, in_memory, tmp_path):
         process.terminate()
         assert_explains(answer(process), "Stopped by SIGTERM")
     assert {path: path.read_bytes() for path in tmp_path.glob("place*/*")} == before
+
+
+def test_stopped_while_the_guest_is_off_it_is_started_again(lab, domain):
+    guest = domain()
+    image = guest.disk("sda").path
+    lab.virsh("start", guest.name, "--paused")
+    before = image.stat()
+    with rewriting(lab, [guest.name], power="cycle") as process:
+        wait_for(lambda: has_note(guest))
+        guest.destroy()  # as if it had obeyed
+        hold(process, 1)
+        assert guest.state() == "shut off"
+        process.terminate()
+        result = answer(process)
+    assert_explains(result, "Stopped by SIGTERM")
+    assert guest.state() == "running"
+    assert not has_note(guest)
+    after = image.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert [name for name in os.listdir(image.parent) if "thinvirt" in name] == []
 
 
 @pytest.mark.parametrize("parallel", [0, 6])

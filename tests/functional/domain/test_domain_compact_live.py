@@ -269,6 +269,23 @@ def test_what_is_not_worth_it_is_left_alone(lab, domain):
     assert files(guest) == ["live-sda.qcow2"]
 
 
+def test_a_copy_that_gives_back_less_than_was_estimated_is_dropped(lab, domain):
+    """Such as that of a guest that has written meanwhile; here by a hair's breadth."""
+    guest = domain()
+    path = guest.disk("sda").path
+    inode = path.stat().st_ino
+    checked = compact(lab, guest.name, check=True)
+    wish = {"min_reclaim_percent": 100}
+    wish["min_reclaim_bytes"] = checked["domains"][0]["disks"][0]["reclaimable_bytes"]
+    result = compact(lab, guest.name, **wish)
+    assert not result["failed"], result["msg"]
+    assert not result["changed"]
+    assert "worth it; it was dropped" in result["domains"][0]["disks"][0]["reason"]
+    assert path.stat().st_ino == inode
+    assert files(guest) == [path.name]
+    assert_one_file(guest)
+
+
 def test_domains_and_disks_that_are_refused(lab, domain):
     guest = domain()
     slow = ("--transient-job", "--bandwidth", "1")
