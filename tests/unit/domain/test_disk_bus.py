@@ -7,7 +7,11 @@ from __future__ import annotations
 import pytest
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import xml
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import RefusedError
-from ansible_collections.thinvirt.kvm.plugins.module_utils._hardware import boot, disk_bus
+from ansible_collections.thinvirt.kvm.plugins.module_utils._hardware import (
+    boot,
+    disk_bus,
+    disk_bus_advice,
+)
 
 DOMAIN = """<domain type='kvm'>
   <name>web1</name>
@@ -124,3 +128,56 @@ def test_a_disk_that_was_first_stays_first_to_boot():
     tree = xml.parse_tree(moved.xml)
     assert not tree.findall("os/boot")
     assert [xml.target_of(b.getparent()) for b in tree.findall("devices/disk/boot")] == ["sdb"]
+
+
+def dropped(moved):
+    return [{each.setting: each.value for each in disk.dropped} for disk in moved.disks]
+
+
+def test_only_the_controller_that_is_added_first_takes_settings_over_and_from_one_disk():
+    drivers = [f"<driver name='qemu' type='raw' queues='{n}'/>" for n in range(2, 10)]
+    disks = [disk(f"vd{x}", "virtio", each) for x, each in zip("abcdefgh", drivers, strict=True)]
+    moved = disk_bus.move_disks(domain(*disks), [f"vd{x}" for x in "abcdefgh"], "scsi")
+    assert [each.carried for each in moved.disks] == [("queues",)] + [()] * 7
+    assert dropped(moved) == [{}] + [{"driver/@queues": str(n)} for n in range(3, 10)]
+    controllers = xml.parse_tree(moved.xml).findall("devices/controller[@type='scsi']")
+    assert [each.get("index") for each in controllers] == ["0", "1"]
+    assert [dict(each.attrib) for one in controllers for each in one] == [{"queues": "2"}]
+
+
+def test_a_model_that_the_controller_has_is_not_lost():
+    text = domain(disk("vda", "virtio")).replace("device='disk'", "device='disk' model='virtio-{}'")
+    same = disk_bus.move_disks(text.format("transitional"), ["vda"], "scsi")
+    assert (same.disks[0].carried, dropped(same)) == (("model",), [{}])
+    assert same.controllers == ("scsi 0 (virtio-transitional)",)
+
+
+@pytest.mark.parametrize(
+    ("before", "bus", "inner", "named"),
+    [
+        ("scsi", "sata", "<transient shareBacking='yes'/>", {"transient/@shareBacking": "yes"}),
+        ("virtio", "scsi", "<transient shareBacking='yes'/>", {}),
+        (
+            "virtio",
+            "scsi",
+            "<driver name='qemu'><iothreads><iothread id='2'/></iothreads></driver>",
+            {"driver/iothreads": ""},
+        ),
+    ],
+)
+def test_what_the_new_bus_does_not_know_is_named_and_gone(before, bus, inner, named):
+    moved = disk_bus.move_disks(domain(disk("sdx", before, inner)), ["sdx"], bus)
+    assert dropped(moved) == [named]
+    kept = xml.parse_tree(moved.xml).find("devices/disk")
+    for name in named:
+        path, _at, attribute = name.partition("/@")
+        found = kept.find(path)
+        assert attribute not in found.attrib if attribute else found is None
+
+
+@pytest.mark.parametrize(("bus", "cut"), [("scsi", False), ("sata", True)])
+@pytest.mark.parametrize("length", [20, 21])
+def test_a_serial_number_that_is_cut(bus, cut, length):
+    text = domain(disk("vda", "virtio", f"<serial>{'x' * length}</serial>"))
+    found = disk_bus_advice.findings(disk_bus.move_disks(text, ["vda"], bus))
+    assert ("serial-cut" in [each.id for each in found]) is (cut and length > 20)

@@ -161,6 +161,27 @@ def test_only_addresses_that_are_in_the_way_are_dropped(in_the_way):
     assert compare.fingerprint(found.xml) == compare.fingerprint(xml.serialize(tree))
 
 
+def test_what_others_hang_on_keeps_its_address_first():
+    """A device is on a bus by the number of the controller that has that place."""
+    text = golden("boot-order-per-device")
+
+    def refusal(new):
+        tree = xml.parse_tree(new)
+        with_place = {
+            controller.get("index")
+            for controller in tree.findall("devices/controller[@type='pci']")
+            if controller.find("address") is not None or controller.get("index") == "0"
+        }
+        buses = {
+            str(int(address.get("bus"), 0))
+            for address in tree.findall("devices/*/address[@type='pci']")
+        }
+        return "taken" if buses - with_place or address_of(new, "memballoon") is not None else ""
+
+    found = machine_xml.with_fewest_dropped(text, "pc-q35-7.2", refusal=refusal)
+    assert [each.partition(" ")[0] for each in found.devices] == ["memballoon"]
+
+
 def test_what_is_refused_without_addresses_too():
     text = golden("boot-order-per-device")
     assert machine_xml.with_fewest_dropped(text, "pc-q35-99", refusal=lambda _new: "no") is None
@@ -208,3 +229,31 @@ def test_a_rebuilt_domain_is_another_one():
     assert [finding.id for finding in rebuild_xml.shared(golden("pci-passthrough"), "new")] == [
         "shared-with-old"
     ]
+
+
+def test_nothing_of_the_old_one_is_left_in_a_rebuilt_domain():
+    note = "<t:restart xmlns:t='https://github.com/thinvirt/thinvirt.kvm/restart' process='1 b 2'/>"
+    text = f"""<domain type='kvm'><name>old</name><uuid>o</uuid><genid>g</genid>
+<metadata>{note}</metadata>
+<sysinfo type='smbios'><system><entry name='uuid'>o</entry></system></sysinfo>
+<os><type arch='x86_64' machine='pc-i440fx-3.1'>hvm</type></os>
+<devices><disk type='block' device='disk'>
+<source dev='/dev/x'><reservations managed='yes'/></source>
+<backingStore type='file'><source file='/b'/></backingStore><target dev='vda' bus='virtio'/></disk>
+<interface type='bridge'><mac address='52:54:00:00:00:09'/><source bridge='b'/>
+<virtualport type='openvswitch'><parameters interfaceid='i'/></virtualport>
+<target dev='vnet0'/></interface></devices></domain>"""
+    identity = rebuild_xml.Identity(
+        name="new", uuid="n", genid="h", macs=(), paths={"vda": "/new/a"}, nvram=""
+    )
+    tree = xml.parse_tree(rebuild_xml.rebuilt(text, identity, machine="pc-i440fx-7.2"))
+    assert (tree.findtext("genid"), tree.findtext("sysinfo/system/entry")) == ("h", "n")
+    assert [each.tag for each in tree.find("metadata")] == [f"{{{rebuild_xml.NAMESPACE}}}rebuilt"]
+    disk = tree.find("devices/disk")
+    assert (disk.get("type"), disk.find("source").attrib) == ("file", {"file": "/new/a"})
+    assert len(disk.find("source")) == 0
+    assert disk.find("backingStore") is None
+    interface = tree.find("devices/interface")
+    assert interface.find("mac").get("address") == "52:54:00:00:00:09"  # as asked
+    assert not interface.find("virtualport/parameters").attrib
+    assert interface.find("target") is None
