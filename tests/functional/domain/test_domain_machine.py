@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from xml.etree import ElementTree as ET
 
 import pytest
+from compact_lab import answer, child_of, start_module
 from lab import Disk, GuestSpec
 from support import _RUN, assert_explains, run_module
 
@@ -248,6 +250,47 @@ def test_files_of_others_are_not_touched(guest, machine, dest):
     assert_explains(
         machine(state="rebuilt", rebuild={**rebuild_to(dest), "name": "../x"}), "no name"
     )
+
+
+def test_a_disk_that_cannot_be_copied(lab, guest, machine, dest, tmp_path):
+    for change, words in (
+        (("<target dev='vdb'", "<shareable/><target dev='vdb'"), "vdb of domain m-old is shared"),
+        (("type='raw'", "type='vmdk'"), "vdb of domain m-old is of format vmdk"),
+    ):
+        kept = dump(lab, guest.name)
+        (tmp_path / "kept.xml").write_text(kept)
+        (tmp_path / "d.xml").write_text(kept.replace(*change))
+        lab.virsh("define", str(tmp_path / "d.xml"))
+        before = dump(lab, guest.name)
+        for check in (True, False):
+            result = machine(state="rebuilt", rebuild=rebuild_to(dest), check=check)
+            assert_explains(result, words, "nothing was changed. Rebuild the domain by hand")
+            assert not result["changed"]
+        assert dump(lab, guest.name) == before
+        assert os.listdir(dest) == []
+        lab.virsh("define", str(tmp_path / "kept.xml"))
+
+
+def test_a_domain_that_is_changed_while_its_disks_are_copied(lab, guest, dest, tmp_path):
+    process = start_module(
+        "domain_machine",
+        uri=lab.uri,
+        domains=[guest.name],
+        state="rebuilt",
+        rebuild=rebuild_to(dest),
+        state_dir=str(tmp_path / "state"),
+    )
+    os.kill(child := child_of(process, "convert"), signal.SIGSTOP)
+    lab.virsh("setvcpus", guest.name, "1", "--config", "--maximum")
+    lab.virsh("desc", guest.name, "--config", "--title", "another")
+    before = dump(lab, guest.name)
+    os.kill(child, signal.SIGCONT)
+    result = answer(process)
+    assert_explains(result, "was changed by somebody else while its disks", "were removed. Run")
+    assert not result["changed"]
+    assert dump(lab, guest.name) == before
+    assert os.listdir(dest) == []
+    assert "m-new" not in lab.virsh("list", "--all", "--name").split()
 
 
 def killed(lab, name, dest, *options):
