@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -384,6 +385,23 @@ def test_killed_in_between(lab, tmp_path, bus, guest, point):
     assert bus(guest, bus="scsi")["domains"][0]["recovered"] == ""
     assert bus(guest, state="restored")["changed"]
     assert dump(lab, guest) == before
+
+
+def test_killed_before_libvirt_had_a_second_change(lab, tmp_path, bus, guest):
+    """The journal has begun it; what is brought back is what was before the first one."""
+    before = dump(lab, guest)
+    bus(guest, bus="scsi")
+    on_scsi = dump(lab, guest)
+    (journal,) = (tmp_path / "state" / "domains").glob("*.json")
+    record = json.loads(journal.read_text())
+    second = journal.with_name(record["file"].replace(".xml", "-2.xml"))
+    second.write_text(on_scsi)
+    begun = {"stage": "begun", "file": second.name, "after": "", "previous": record}
+    begun["sha256"] = hashlib.sha256(on_scsi.encode()).hexdigest()
+    journal.write_text(json.dumps({**record, **begun}))
+    assert bus(guest, state="restored")["changed"]
+    assert dump(lab, guest) == before
+    assert kept(tmp_path) == []
 
 
 def test_killed_while_it_is_restored(lab, tmp_path, bus, guest):
