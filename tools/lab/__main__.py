@@ -23,6 +23,10 @@ from .guest import Guest
 from .image import guest_image
 
 
+#: For a guest's agent to answer on a machine that has other work, without KVM.
+_BOOT_SECONDS = 600
+
+
 def parse_specs(text: str) -> list[GuestSpec]:
     """Guests from JSON.
 
@@ -47,7 +51,7 @@ def up(lab: Lab, text: str) -> dict[str, Any]:
     for guest in guests:
         guest.start()
     for guest in guests:
-        guest.wait_for_agent()
+        guest.wait_for_agent(timeout=_BOOT_SECONDS)
     return {"uri": lab.uri, "guests": {guest.name: _describe(guest) for guest in guests}}
 
 
