@@ -52,7 +52,8 @@ def test_scenario(scenario: str) -> None:
     try:
         failure = molecule("test", scenario, log)
     finally:
-        left = molecule("destroy", scenario, log.with_name("destroy.log"))
+        # The last step of those that have come to their end.
+        left = molecule("destroy", scenario, log.with_name("destroy.log")) if state.exists() else ""
     if failure:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
         pytest.fail(f"molecule test, {failure}. The end of {log}:\n{tail}", pytrace=False)
