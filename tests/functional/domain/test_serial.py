@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Hosts in batches: where a whole batch fails Ansible ends the run, and the playbooks do not.
 
-In batches of one, those that fail come first: a host that is down, and one whose libvirt is.
+In batches of one, those that fail come first: a host that is down, one whose libvirt is, and one
+with a wrong variable.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from lab import Disk, GuestSpec
 from support import run_playbook
 
 MIB = 1 << 20
-DOWN = {"ansible_remote_tmp": "/proc/nowhere"}  # no module gets there: Ansible says UNREACHABLE
+#: No module gets there, as a file or by a pipe: Ansible says UNREACHABLE.
+DOWN = {"ansible_remote_tmp": "/proc/nowhere", "ansible_pipelining": False}
+#: What no role takes ends it before it has any result.
+WRONG = {"compact_images_power": "maybe", "backup_images_quiesce": "maybe"}
 
 
 @pytest.fixture
@@ -31,10 +35,15 @@ def waste(lab):
 
 @pytest.fixture
 def play(lab, waste, tmp_path):
-    """Run a playbook on three hosts, one at a time; the good one is last."""
+    """Run a playbook on four hosts, one at a time; the good one is last."""
 
     def play(playbook, **variables):
-        uris = {"a-down": "test:///default", "b-deaf": "test:///nowhere.xml", "c-good": lab.uri}
+        uris = {
+            "a-down": "test:///default",
+            "b-deaf": "test:///nowhere.xml",
+            "b-wrong": lab.uri,
+            "c-good": lab.uri,
+        }
         hosts = {
             name: {
                 "ansible_connection": "local",
@@ -46,6 +55,7 @@ def play(lab, waste, tmp_path):
             for name, uri in uris.items()
         }
         hosts["a-down"] |= DOWN
+        hosts["b-wrong"] |= WRONG
         given = {"thinvirt_serial": 1, "thinvirt_domains": [waste.name], **variables}
         inventory = {"kvm_hosts": {"hosts": hosts}}
         done = run_playbook(tmp_path, playbook, inventory, "-e", json.dumps(given), patience=300)
@@ -58,7 +68,7 @@ def play(lab, waste, tmp_path):
             for line in recap.splitlines()
             if "failed=" in line
         }
-        assert failed == {"a-down": 1, "b-deaf": 1, "c-good": 0}, output
+        assert failed == {"a-down": 1, "b-deaf": 1, "b-wrong": 1, "c-good": 0}, output
         # What is said of them in the end, for whoever reads only that.
         end = done.stdout.rpartition("PLAY [Fail for")[2]
         return output, end
@@ -79,15 +89,19 @@ def test_compact_does_the_others_work_and_reports(waste, play, tmp_path):
     output, end = play("thinvirt.kvm.compact", thinvirt_report=True, **COMPACT)
     freed = before - allocated(path)
     assert freed >= 16 * MIB
-    assert output.count("PLAY [Compact the disks of domains]") == 3
-    assert end.count("fatal: [") == 0  # the report's play has failed for the two
+    assert output.count("PLAY [Compact the disks of domains]") == 4
+    assert end.count("fatal: [") == 1  # the report's play has failed for the two others
+    assert "compact_images_power" in end
     assert "b-deaf: error host-not-read" in output
 
     report = json.loads((tmp_path / "thinvirt-report" / "report.json").read_text())
     statuses = {host["host"]: host["status"] for host in report["hosts"]}
-    assert statuses == {"a-down": "unreachable", "b-deaf": "failed", "c-good": "read"}
+    assert statuses == {
+        "a-down": "unreachable", "b-deaf": "failed", "b-wrong": "read", "c-good": "read"
+    }  # fmt: skip
     failed = {row["host"]: row for row in report["work"] if row["status"] == "failed"}
-    assert set(failed) == {"a-down", "b-deaf"}
+    assert set(failed) == {"a-down", "b-deaf", "b-wrong"}
+    assert "compact_images_power" in failed["b-wrong"]["reason"]
     assert "nowhere" in failed["b-deaf"]["reason"]
     (done,) = (row for row in report["work"] if row["status"] == "done")
     assert (done["host"], done["domain"], done["freed_bytes"]) == ("c-good", waste.name, freed)

@@ -23,7 +23,8 @@ from support import run_playbook
 #: Names that Jinja, XML or a shell could take for something else.
 HOSTILE = "{{ 7 * 7 }} <b>&\"'$(id)"
 BAD_DISKS = "abcdefghijkl"
-DOWN = {"ansible_remote_tmp": "/proc/nowhere"}  # no module gets there: Ansible says UNREACHABLE
+#: No module gets there, as a file or by a pipe: Ansible says UNREACHABLE.
+DOWN = {"ansible_remote_tmp": "/proc/nowhere", "ansible_pipelining": False}
 LOST = """
 - hosts: kvm_hosts
   gather_facts: false
