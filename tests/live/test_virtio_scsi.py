@@ -24,9 +24,8 @@ from lab.image import guest_image
 from support import _RUN, run_module
 
 GOOD, BAD = "vs-good", "vs-bad"
-#: Minutes. Nobody has had the machine for long enough to see it pass; that is a gap.
-NOT_SEEN_TO_PASS = pytest.mark.skipif(
-    os.environ.get("THINVIRT_STORM") != "full", reason="minutes, not seen to pass yet: make storm"
+LONG = pytest.mark.skipif(
+    os.environ.get("THINVIRT_STORM") != "full", reason="two to three minutes: make storm"
 )
 #: An initial RAM disk that names the driver: what the guest itself would boot by.
 SETUP = """
@@ -259,7 +258,7 @@ def killed_and_recovered(lab, name, state_dir):
 
 
 @pytest.mark.storm
-@NOT_SEEN_TO_PASS
+@LONG
 def test_windows_stages_and_a_killed_run(lab, guests, playbook, tmp_path):
     """The one guest plays Windows, meanwhile a run that moves the other one is killed."""
     good, bad = guests[GOOD], guests[BAD]
