@@ -22,7 +22,6 @@ from .errors import LabError
 from .guest import Guest
 from .image import guest_image
 
-
 #: For a guest's agent to answer on a machine that has other work, without KVM.
 _BOOT_SECONDS = 600
 
