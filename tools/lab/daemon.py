@@ -238,7 +238,7 @@ class Lab:
                     made.write(f"{folder}\n")
                     os.makedirs(folder)
         script = Path(__file__).with_name("namespace.sh")
-        argv = ["unshare", "--mount", "--propagation", "private", str(script), str(self.state)]
+        argv = ["unshare", "--mount", "--propagation", "slave", str(script), str(self.state)]
         return [*argv, "kvm" if self._kvm() else "tcg"], dict(os.environ)
 
     def _prepare_user(self) -> tuple[list[str], dict[str, str]]:

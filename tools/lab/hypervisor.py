@@ -99,7 +99,7 @@ class Hypervisor:
                 [
                     *("setpriv", "--pdeathsig=KILL"),
                     *("unshare", "--mount", "--net", "--pid", "--uts", "--fork", "--kill-child"),
-                    *("--propagation", "private"),
+                    *("--propagation", "slave"),
                     *map(str, (script, self.suite, root, self.state, accel)),
                 ],
                 stdin=subprocess.DEVNULL,

@@ -4,7 +4,7 @@
 #
 # A hypervisor of another release of Debian: ROOT is its file system, which stays as it is, and STATE
 # has what it writes. Called as
-#   unshare --mount --net --pid --uts --fork --kill-child --propagation private \
+#   unshare --mount --net --pid --uts --fork --kill-child --propagation slave \
 #       hypervisor.sh NAME ROOT STATE kvm|tcg
 # and is the first process there: when it ends, the kernel ends all others.
 set -euo pipefail

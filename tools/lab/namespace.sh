@@ -4,7 +4,8 @@
 #
 # libvirtd for root, with STATE's folders in place of the host's: for root there is one "system"
 # libvirt per machine, so that a private one needs a mount namespace of its own. Called as
-#   unshare --mount --propagation private namespace.sh STATE kvm|tcg
+#   unshare --mount --propagation slave namespace.sh STATE kvm|tcg
+# What is unmounted on the host goes here as well: a lab must not hold anybody's file systems.
 set -euo pipefail
 state=$1
 
