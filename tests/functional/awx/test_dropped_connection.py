@@ -146,5 +146,6 @@ def test_without_async_the_play_is_lost(sshd, disk, play):
         sshd.stop()
         process.wait(timeout=120)
         sshd.start()
-    assert process.returncode == 4, output.read_text()  # unreachable
+    assert process.returncode == 2, output.read_text()
+    assert "hypervisor could not be reached, and nothing is known" in output.read_text()
     wait_for(lambda: users_of(disk.parent) == [])
