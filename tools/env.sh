@@ -11,8 +11,6 @@ export ANSIBLE_COLLECTIONS_PATH=$cache
 export PYTHONPATH=$cache:$root/tools
 export ANSIBLE_HOME=$cache/ansible-home
 export ANSIBLE_NOCOWS=1
-# A fifth of what a task costs. Long work is asynchronous, and copied to the host all the same.
-export ANSIBLE_PIPELINING=1
 # Bytecode, which thousands of processes need, lies there and not among the sources.
 unset PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX=$cache/bytecode
