@@ -164,7 +164,8 @@ def test_the_reserve_is_respected_while_another_one_writes(mounted):
         os.unlink(point / "other")
         wait_until_free(point, before)
     assert result["file_systems"][0]["stopped_by"] == "reserve"
-    assert keep <= least[0] < keep + 8 * MIB
+    # Blocks of pointers, 4 bytes for one of 4 KiB, may be taken after the data is on its way.
+    assert keep - SIZE // 1024 <= least[0] < keep + 8 * MIB
 
 
 def test_somebody_else_takes_the_space_meanwhile(ext4, tmp_path):
