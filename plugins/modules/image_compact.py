@@ -151,7 +151,7 @@ images:
     reclaimable_bytes:
       description:
         - What was found that could come back, also when it was too little to do something; V(null)
-          where only a copy would tell.
+          where only a copy would tell. What a rewrite saved, once it is done.
       type: int
       returned: success
     recovered:

@@ -45,7 +45,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.extents impo
     allocated_extents,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure
-from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.zeros import zero_runs
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.zeros import count_zeros
 
 
 def estimate(
@@ -72,7 +72,7 @@ def estimate(
         outcome = Outcome(image.path, before=sizes, after=sizes)
         with stages.stage("estimate"):
             try:
-                zeros = sum(length for _offset, length in zero_runs(image.fd))
+                zeros = count_zeros(image.fd)
             except OSError as error:
                 raise failure(image.path, "read", error) from error
             dead = 0

@@ -206,7 +206,6 @@ class _Room:
         self._min_free_bytes = min_free_bytes
 
     def check(self) -> None:
-        begin_writeback(self._fd)  # what is written early need not be waited for later
         figures = os.fstatvfs(self._fd)
         free = figures.f_bavail * figures.f_frsize
         if free < self._min_free_bytes:
@@ -221,6 +220,10 @@ class _Room:
 def _fill(
     source: Source, fd: int, *, copy: Copy, room: _Room, tool: QemuImg, stages: Stages
 ) -> None:
+    def watch() -> None:
+        begin_writeback(fd)  # what is written early need not be waited for later
+        room.check()
+
     with stages.stage("copy") as report:
         try:
             tool.convert(
@@ -229,7 +232,7 @@ def _fill(
                 copy=copy,
                 pass_fds=(source.fd, fd),
                 report=lambda percent: report(percent, file_usage(fd).allocated_bytes),
-                watch=room.check,
+                watch=watch,
             )
             report(100, file_usage(fd).allocated_bytes)
         except CommandError as error:
