@@ -57,7 +57,6 @@ def play(lab, tmp_path):
     def play(*, python="/usr/bin/python3", **variables):
         hypervisor = {
             "ansible_connection": "local",
-            "ansible_pipelining": False,  # the module's name is an argument
             "ansible_python_interpreter": python,
             "ansible_remote_tmp": str(tmp_path / "tmp"),
             "thinvirt_uri": lab.uri,

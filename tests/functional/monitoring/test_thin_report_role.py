@@ -24,7 +24,7 @@ from support import run_playbook
 HOSTILE = "{{ 7 * 7 }} <b>&\"'$(id)"
 BAD_DISKS = "abcdefghijkl"
 #: No module gets there, as a file or by a pipe: Ansible says UNREACHABLE.
-DOWN = {"ansible_remote_tmp": "/proc/nowhere", "ansible_pipelining": False}
+DOWN = {"ansible_remote_tmp": "/proc/nowhere"}
 LOST = """
 - hosts: kvm_hosts
   gather_facts: false
