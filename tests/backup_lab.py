@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 from lab import processes
@@ -69,17 +68,4 @@ def restart_libvirtd(lab):
         if Path(f"/proc/{pid}/comm").read_text().strip() == "libvirtd":
             os.kill(pid, signal.SIGKILL)
     lab._daemon.wait(timeout=10)
-    argv, env = lab._prepare_root() if lab.root else lab._prepare_user()
-    with (lab.state / "log" / "libvirtd.log").open("ab") as log:
-        lab._daemon = subprocess.Popen(
-            argv,
-            env=env | processes.marker(lab.state),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    deadline = time.monotonic() + 60
-    while not lab._is_up():
-        assert time.monotonic() < deadline, "libvirtd did not come back"
-        time.sleep(0.2)
+    assert lab.launch() == [], "libvirtd did not come back"

@@ -54,7 +54,7 @@ class Daemon:
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
-        (self.pid,) = (pid for pid in processes.owned_pids(lab.state) if _comm(pid) == "libvirtd")
+        (self.pid,) = (pid for pid in processes.owned_pids(lab.state) if comm(pid) == "libvirtd")
         # The folders that it sees are its own, and go with the last process that sees them.
         self._namespace = os.open(f"/proc/{self.pid}/ns/mnt", os.O_RDONLY)
 
@@ -95,7 +95,8 @@ class Daemon:
         os.close(self._namespace)
 
 
-def _comm(pid: int) -> str:
+def comm(pid: int) -> str:
+    """The name of a process; empty if it is gone."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/comm").read_text().strip()
     return ""

@@ -53,30 +53,27 @@ def module_result(
     module: str, given: dict[str, t.Any], *, patience: int = 120, prefix: t.Sequence[str] = ()
 ) -> dict[str, t.Any]:
     """As :func:`run_module`, with the arguments as Ansible would give them."""
-    run = _run_behind(prefix) if prefix else _run_forked
-    code, out, err = run(module, given, patience)
+    if prefix:
+        argv = [*prefix, sys.executable, "-c", _RUN, module]
+        code, out, err = _run(argv, given, patience)
+    else:
+        code, out, err = _run_forked(module, given, patience)
     assert err == ""
     result = json.loads(out)
     assert (code != 0) is result.setdefault("failed", False)
     return t.cast("dict[str, t.Any]", result)
 
 
-_Run = t.Callable[[str, dict[str, t.Any], int], tuple[int, str, str]]
-
-
-def _run_behind(prefix: t.Sequence[str]) -> _Run:
-    def run(module: str, given: dict[str, t.Any], patience: int) -> tuple[int, str, str]:
-        process = subprocess.run(
-            [*prefix, sys.executable, "-c", _RUN, module],
-            input=json.dumps(given),
-            capture_output=True,
-            text=True,
-            timeout=patience,
-            check=False,
-        )
-        return process.returncode, process.stdout, process.stderr
-
-    return run
+def _run(argv: list[str], given: dict[str, t.Any], patience: int) -> tuple[int, str, str]:
+    process = subprocess.run(
+        argv,
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        timeout=patience,
+        check=False,
+    )
+    return process.returncode, process.stdout, process.stderr
 
 
 def _run_forked(module: str, given: dict[str, t.Any], patience: int) -> tuple[int, str, str]:

@@ -121,13 +121,13 @@ class Lab:
             (self.state / "cache").symlink_to(self.cache.resolve() / "libvirt")
         self.state.chmod(0o755 if self.root else 0o700)
         with _mount_points(fcntl.LOCK_SH):
-            last = self._launch()
+            last = self.launch()
         if last:
             self.stop()
             raise LabError(f"the lab's libvirtd did not start: {' / '.join(last)}")
 
-    def _launch(self) -> list[str]:
-        """Start the daemon; its last lines if it ends or does not answer."""
+    def launch(self) -> list[str]:
+        """Start the daemon, whatever guests run; its last lines if it ends or does not answer."""
         argv, env = self._prepare_root() if self.root else self._prepare_user()
         with (self.state / "log" / "libvirtd.log").open("wb") as log:
             self._daemon = subprocess.Popen(

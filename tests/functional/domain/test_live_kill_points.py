@@ -17,7 +17,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
 from compact_lab import answer, leftovers, start, users_of, wait_for
 from image_lab import qemu_io
 from lab import Disk, GuestSpec
-from live_lab import CONTENT, MIB, Writer, assert_one_file, compact_live
+from live_lab import CONTENT, MIB, Writer, assert_one_file, comm, compact_live
 
 FULL = os.environ.get("THINVIRT_STORM") == "full"
 #: Notes each step before it is taken, with what the journal says; kills its process before one.
@@ -94,7 +94,7 @@ class World:
     def assert_recovered(self, where: str) -> None:
         """Nothing is lost: on the chain as it is, and on the file that the next run makes of it."""
         for folder in self.folders:
-            wait_for(lambda at=folder: not [pid for pid in users_of(at) if is_qemu_img(pid)])
+            wait_for(lambda at=folder: not [pid for pid in users_of(at) if comm(pid) == "qemu-img"])
         self.writer.assert_whole(self.writer.top())
         left = [name for folder in self.folders for name in leftovers(folder)]
         result = compact_live(self.lab, self.guest.name, state="recovered")
@@ -107,14 +107,6 @@ class World:
             assert leftovers(folder) == [], where
             assert (folder / path.name).exists() is (folder == path.parent), where
         self.writer.assert_whole(path)
-
-
-def is_qemu_img(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/comm", encoding="ascii") as file:
-            return file.read() == "qemu-img\n"
-    except OSError:
-        return False
 
 
 @pytest.fixture

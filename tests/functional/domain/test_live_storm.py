@@ -21,7 +21,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
 from compact_lab import answer, leftovers, start, users_of, wait_for
 from image_lab import qemu_io
 from lab import Disk, GuestSpec
-from live_lab import CONTENT, MIB, Daemon, Writer, assert_one_file, compact_live, pid_of
+from live_lab import CONTENT, MIB, Daemon, Writer, assert_one_file, comm, compact_live, pid_of
 
 FULL = os.environ.get("THINVIRT_STORM") == "full"
 SEED = int(os.environ.get("THINVIRT_STORM_SEED", random.SystemRandom().randrange(1 << 32)))
@@ -126,7 +126,7 @@ class Storm:
     def after(self) -> None:
         """Nothing is lost, on the chain as it is, and on the one file that the next run makes."""
         for folder in self.folders:
-            wait_for(lambda at=folder: not [p for p in users_of(at) if self.is_qemu_img(p)])
+            wait_for(lambda at=folder: not [p for p in users_of(at) if comm(p) == "qemu-img"])
         left = self.left()
         self.stages[left.stage if left else "nothing begun, or ended"] += 1
         self.writer.assert_whole(self.writer.top())
@@ -142,14 +142,6 @@ class Storm:
             self.lab.virsh("start", self.guest.name, "--paused")
         again = compact_live(self.lab, self.guest.name, state="recovered")
         assert not again["changed"]
-
-    @staticmethod
-    def is_qemu_img(pid: int) -> bool:
-        try:
-            with open(f"/proc/{pid}/comm", encoding="ascii") as file:
-                return file.read() == "qemu-img\n"
-        except OSError:
-            return False
 
 
 @pytest.fixture
