@@ -7,11 +7,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 import subprocess
 from pathlib import Path
 
-from lab import processes
 from support import run_module
 
 
@@ -60,12 +58,3 @@ def assert_whole(version):
         path = Path(version, disk["file"])
         subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", path], check=True)
     return manifest
-
-
-def restart_libvirtd(lab):
-    """Kill the lab's libvirtd, and it alone, and start another one; the guests run on."""
-    for pid in processes.owned_pids(lab.state):
-        if Path(f"/proc/{pid}/comm").read_text().strip() == "libvirtd":
-            os.kill(pid, signal.SIGKILL)
-    lab._daemon.wait(timeout=10)
-    assert lab.launch() == [], "libvirtd did not come back"

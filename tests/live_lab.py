@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
-import signal
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -50,59 +47,6 @@ def pid_of(guest: Guest, state: Path) -> int:
             if b"guest=%s,debug-threads=on" % guest.name.encode() in argv:
                 return pid
     raise AssertionError(f"{guest.name} does not run")
-
-
-class Daemon:
-    """The lab's libvirtd, to be killed and started again while its guests go on."""
-
-    def __init__(self, lab: Lab) -> None:
-        self.lab = lab
-        (self.pid,) = (pid for pid in processes.owned_pids(lab.state) if comm(pid) == "libvirtd")
-        # The folders that it sees are its own, and go with the last process that sees them.
-        self._namespace = os.open(f"/proc/{self.pid}/ns/mnt", os.O_RDONLY)
-
-    def kill(self) -> None:
-        process = self.lab._daemon
-        if process is not None and process.pid == self.pid:
-            process.kill()
-            process.wait()
-        else:
-            os.kill(self.pid, signal.SIGKILL)
-
-    def start(self) -> None:
-        log = (self.lab.state / "log" / "libvirtd.log").open("ab")
-        self.lab._daemon = subprocess.Popen(
-            [
-                *("nsenter", f"--mount=/proc/self/fd/{self._namespace}"),
-                *("libvirtd", "-f", "/etc/libvirt/libvirtd.conf"),
-                *("-p", "/run/libvirt/libvirtd.pid"),
-            ],
-            env=dict(os.environ) | processes.marker(self.lab.state),
-            pass_fds=(self._namespace,),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        log.close()
-        self.pid = self.lab._daemon.pid
-        deadline = time.monotonic() + 30
-        while True:
-            with contextlib.suppress(Exception):
-                self.lab.virsh("version", timeout=10)
-                return
-            assert time.monotonic() < deadline, "libvirtd does not come back"
-            time.sleep(0.1)
-
-    def close(self) -> None:
-        os.close(self._namespace)
-
-
-def comm(pid: int) -> str:
-    """The name of a process; empty if it is gone."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    return ""
 
 
 def has_medium(domain: libvirt.virDomain) -> bool:

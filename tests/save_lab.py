@@ -5,16 +5,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from xml.etree import ElementTree
 
-from lab.processes import owned_pids
+from libvirtd import kill_libvirtd, start_libvirtd
 from support import _RUN
 
 NAMESPACE = "https://github.com/thinvirt/thinvirt.kvm/restart"
@@ -78,47 +76,19 @@ def kill_at(lab, guest, call, delay, **more):
     return given
 
 
-def daemon(lab):
-    """The lab's libvirtd."""
-    names = {pid: os.readlink(f"/proc/{pid}/exe") for pid in owned_pids(lab.state)}
-    return [pid for pid, name in names.items() if os.path.basename(name) == "libvirtd"]
-
-
-def restart_daemon(lab, guest, *, delay):
-    """Kill libvirtd some time after the note was written, and start it again in its namespace.
+def restart_libvirtd(lab, guest, *, delay):
+    """Kill libvirtd some time after the note was written, and start it again.
 
     A thread that was started; join it.
     """
-    (libvirtd,) = daemon(lab)
-    namespace = os.open(f"/proc/{libvirtd}/ns/mnt", os.O_RDONLY)
-    environment = dict(
-        entry.split("=", 1)
-        for entry in Path(f"/proc/{libvirtd}/environ").read_text().split("\0")
-        if "=" in entry
-    )
 
     def crash():
         while NAMESPACE not in guest.xml(inactive=True):
             time.sleep(0.02)
         time.sleep(delay)
-        os.kill(libvirtd, signal.SIGKILL)
-        if lab._daemon is not None:
-            lab._daemon.wait()
-        lab._daemon = subprocess.Popen(
-            [
-                *("nsenter", f"--mount=/proc/self/fd/{namespace}", "libvirtd"),
-                *("-f", "/etc/libvirt/libvirtd.conf", "-p", "/run/libvirt/libvirtd.pid"),
-            ],
-            env=environment,
-            pass_fds=[namespace],
-            start_new_session=True,
-            stderr=subprocess.DEVNULL,
-        )
+        kill_libvirtd(lab)
+        start_libvirtd(lab)
 
-    def crash_and_close():
-        crash()
-        os.close(namespace)
-
-    thread = threading.Thread(target=crash_and_close)
+    thread = threading.Thread(target=crash)
     thread.start()
     return thread

@@ -24,9 +24,10 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
     Record,
     open_journal,
 )
-from backup_lab import assert_nothing_left, assert_whole, backup, entry, restart_libvirtd
+from backup_lab import assert_nothing_left, assert_whole, backup, entry
 from compact_lab import answer, start, wait_for
 from lab import Disk, GuestSpec, processes
+from libvirtd import comm, kill_libvirtd, start_libvirtd
 from support import assert_explains, run_playbook
 
 WRITER = Path(__file__).with_name("backup_writer.py").read_text(encoding="utf-8")
@@ -260,7 +261,8 @@ def test_what_somebody_else_has_frozen_stays(lab, writing, tmp_path):
 def test_libvirtd_is_restarted_meanwhile(lab, writing, tmp_path):
     process = begin(lab, tmp_path, writing.name, bandwidth_bytes=96 << 20)
     wait_for(lambda: list(tmp_path.glob("bk/.*.partial/sda.qcow2")), seconds=60)
-    restart_libvirtd(lab)
+    kill_libvirtd(lab)
+    start_libvirtd(lab)
     result = answer(process, patience=180)
     assert_goes_on_writing(writing)
     assert_nothing_left(lab, writing, tmp_path)
@@ -332,11 +334,13 @@ def test_what_serves_it_is_killed(lab, writing, tmp_path, victim):
     for number in range(10):
         process = begin(lab, tmp_path, writing.name, bandwidth_bytes=96 << 20)
         time.sleep(chance.uniform(0.3, 8))
-        for pid in processes.owned_pids(lab.state):
-            if Path(f"/proc/{pid}/comm").read_text().strip() == victim:
-                os.kill(pid, signal.SIGKILL)
         if victim == "libvirtd":
-            restart_libvirtd(lab)
+            kill_libvirtd(lab)
+            start_libvirtd(lab)
+        else:
+            for pid in processes.owned_pids(lab.state):
+                if comm(pid) == victim:
+                    os.kill(pid, signal.SIGKILL)
         result = answer(process, patience=180)
         if victim != "libvirtd":
             # The run may have been done before, and libvirt learns of the kill only now.

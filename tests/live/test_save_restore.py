@@ -23,7 +23,7 @@ from save_lab import (
     assert_nothing_left,
     kill_at,
     other_setting,
-    restart_daemon,
+    restart_libvirtd,
 )
 from support import run_module
 
@@ -165,7 +165,7 @@ def test_libvirtd_is_killed_meanwhile(lab, guest, delay):
     """The run that it happens to, or the next one, brings the guest back as it was."""
     before = identity(guest)
     given = arguments(lab, guest, detect_zeroes=other_setting(guest))
-    thread = restart_daemon(lab, guest, delay=delay)
+    thread = restart_libvirtd(lab, guest, delay=delay)
     run_module("domain_discard", **given)
     thread.join()
     again = run_module("domain_discard", **given)

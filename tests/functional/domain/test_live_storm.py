@@ -21,7 +21,8 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
 from compact_lab import answer, leftovers, start, users_of, wait_for
 from image_lab import qemu_io
 from lab import Disk, GuestSpec
-from live_lab import CONTENT, MIB, Daemon, Writer, assert_one_file, comm, compact_live, pid_of
+from libvirtd import comm, kill_libvirtd, start_libvirtd
+from live_lab import CONTENT, MIB, Writer, assert_one_file, compact_live, pid_of
 
 FULL = os.environ.get("THINVIRT_STORM") == "full"
 SEED = int(os.environ.get("THINVIRT_STORM_SEED", random.SystemRandom().randrange(1 << 32)))
@@ -43,7 +44,6 @@ class Storm:
         #: Where the image can be: one folder, or two between which it moves.
         self.folders = folders
         self.chance = random.Random(f"{SEED} {victim}")  # noqa: S311
-        self.daemon = Daemon(lab)
         self.writer = Writer(lab, guest, self.chance)
         self.stages: collections.Counter[str] = collections.Counter()
         self.ends: collections.Counter[str] = collections.Counter()
@@ -107,19 +107,23 @@ class Storm:
             return
         if self.victim == "host":
             qemu = pid_of(self.guest, self.lab.state)
-            kills = [process.kill, self.daemon.kill, lambda: os.kill(qemu, signal.SIGKILL)]
+            kills = [
+                process.kill,
+                lambda: kill_libvirtd(self.lab),
+                lambda: os.kill(qemu, signal.SIGKILL),
+            ]
             self.chance.shuffle(kills)
             for kill in kills:
                 kill()
             process.communicate()
-            self.daemon.start()
+            start_libvirtd(self.lab)
             return
         if self.victim == "QEMU":
             os.kill(pid_of(self.guest, self.lab.state), signal.SIGKILL)
         else:
-            self.daemon.kill()
+            kill_libvirtd(self.lab)
             time.sleep(self.chance.uniform(0, 2))
-            self.daemon.start()
+            start_libvirtd(self.lab)
         result = answer(process, patience=180)
         self.ends["failed" if result["failed"] else "done"] += 1
 
@@ -161,7 +165,6 @@ def storm(lab, request):
     print(f"\nTHINVIRT_STORM_SEED={SEED} {request.node.name}")
     yield storm
     for it in made:
-        it.daemon.close()
         it.guest.destroy()
         lab.virsh("undefine", it.guest.name)
         shutil.rmtree(lab.state / "elsewhere")

@@ -17,16 +17,16 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import xml
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Hypervisor
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import RefusedError
 from lab import Disk, GuestSpec
+from libvirtd import libvirtd_pid
 from save_lab import (
     AFTER,
     MOMENTS,
     NAMESPACE,
     arguments,
     assert_nothing_left,
-    daemon,
     kill_at,
     other_setting,
-    restart_daemon,
+    restart_libvirtd,
 )
 from support import assert_explains, run_module
 
@@ -106,7 +106,7 @@ PAUSED_FOR_GOOD = "paused due to previous migration"
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.2, 0.5])
 def test_libvirtd_is_killed_meanwhile(lab, guest, delay):
     given = arguments(lab, guest, detect_zeroes=other_setting(guest))
-    thread = restart_daemon(lab, guest, delay=delay)
+    thread = restart_libvirtd(lab, guest, delay=delay)
     run_module("domain_discard", **given)
     thread.join()
     again = run_module("domain_discard", **given)
@@ -123,9 +123,8 @@ def test_libvirtd_is_killed_meanwhile(lab, guest, delay):
 
 def test_a_domain_that_does_not_fit_is_refused(lab, guest):
     """The folder is a small tmpfs in the namespace of the lab's libvirtd, and nowhere else."""
-    (libvirtd,) = daemon(lab)
     folder = "/var/lib/libvirt/qemu/save"
-    inside = ("nsenter", "--target", str(libvirtd), "--mount")
+    inside = ("nsenter", "--target", str(libvirtd_pid(lab)), "--mount")
     subprocess.run([*inside, "mount", "-t", "tmpfs", "-o", "size=64m", "t", folder], check=True)
     try:
         for check in (True, False):
