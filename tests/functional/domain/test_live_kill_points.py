@@ -17,7 +17,8 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
 from compact_lab import answer, leftovers, start, users_of, wait_for
 from image_lab import qemu_io
 from lab import Disk, GuestSpec
-from live_lab import CONTENT, MIB, Writer, assert_one_file, comm, compact_live
+from libvirtd import comm
+from live_lab import CONTENT, MIB, Writer, assert_one_file, compact_live
 
 FULL = os.environ.get("THINVIRT_STORM") == "full"
 #: Notes each step before it is taken, with what the journal says; kills its process before one.
