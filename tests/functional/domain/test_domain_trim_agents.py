@@ -81,7 +81,7 @@ def test_a_hung_agent_is_waited_for_as_long_as_asked(lab, guest):
     before = blocks(guest)
     begin = time.monotonic()
     result, entry = trim(lab, timeout=2)
-    assert 2 <= time.monotonic() - begin < 30
+    assert 2 <= time.monotonic() - begin < 15
     assert_explains(result, "within its time limit of 2 s", NAME, "raise timeout")
     assert entry["status"] == "failed"
     assert not result["changed"]
