@@ -12,6 +12,7 @@ import json
 import random
 import threading
 import time
+import typing as t
 from pathlib import Path
 
 import libvirt
@@ -19,6 +20,7 @@ import libvirt_qemu
 from compact_lab import leftovers
 from image_lab import run
 from lab import Guest, Lab, processes
+from lxml import etree
 from support import run_module
 
 # It prints every error besides raising it.
@@ -129,18 +131,44 @@ class Writer:
             raw.unlink()
         assert data[: FIRST * BLOCK].count(0) == FIRST * BLOCK
         assert data[LAST * BLOCK :].count(0) == len(data) - LAST * BLOCK
+        there = {}
         for block, value in self.acknowledged.items():
             content = data[block * BLOCK : (block + 1) * BLOCK]
             found = content[0]
             assert content.count(found) == BLOCK, f"block {block} is torn"
             assert found == value or found in self.asked.get(block, ()), (block, value, found)
-            # What was asked for and is there may have come later than what was acknowledged.
-            self.acknowledged[block] = found
+            there[block] = found
+        # What was asked for and is there may have come later than what was acknowledged.
+        self.acknowledged = there
+
+    def is_whole(self, path: object) -> bool:
+        """Whether a disk holds all that was acknowledged."""
+        try:
+            self.assert_whole(path)
+        except AssertionError:
+            return False
+        return True
 
     def top(self) -> Path:
         """The file that the domain has, or would start with."""
         xml = self.guest.xml()
         return Path(xml.partition("<source file='")[2].partition("'")[0])
+
+
+def put_on(lab: Lab, guest: Guest, path: Path, *, without: t.Sequence[str]) -> None:
+    """Have a domain start with another file, as with ``virsh edit``.
+
+    :param without: elements of the disk that are taken out besides.
+    """
+    domain = etree.fromstring(guest.xml(inactive=True))
+    (disk,) = domain.findall("devices/disk[@device='disk']")
+    disk.find("source").set("file", str(path))
+    for name in without:
+        disk.remove(disk.find(name))
+    changed = lab.state / f"{guest.name}.xml"
+    changed.write_bytes(etree.tostring(domain))
+    lab.virsh("define", str(changed))
+    changed.unlink()
 
 
 def assert_one_file(guest: Guest, path: Path | None = None) -> None:

@@ -130,6 +130,8 @@ notes:
   - A block job of libvirt switches a running guest some milliseconds before libvirt writes down to
     which file. A host that loses its power just then starts the guest from before them. This is so
     with every block job, also those of O(power=live).
+  - If a guest ended just then, what the two files hold tells in most cases which one is to be gone
+    on with. Where it does not, O(state=recovered) refuses, changes nothing, and says how to choose.
   - A guest that has not powered off within O(shutdown_timeout) may do so later. It has a note in
     its metadata, and the next run of this module or of M(thinvirt.kvm.domain_discard) starts it
     then, also if somebody has turned it off on purpose meanwhile.

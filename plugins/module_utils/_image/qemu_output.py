@@ -37,6 +37,7 @@ class MapEntry:
     :param data: it occupies space in the image.
     :param zero: it reads as zeros.
     :param offset: where it lies in the image file; None when it lies nowhere or is compressed.
+    :param depth: 0 for what the image itself says of it, 1 for its backing file, and so on.
     """
 
     start: int
@@ -44,6 +45,7 @@ class MapEntry:
     data: bool
     zero: bool
     offset: int | None
+    depth: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +112,7 @@ def parse_map(output: bytes) -> list[MapEntry]:
             data=_flag(entry, "data", "map"),
             zero=_flag(entry, "zero", "map"),
             offset=_number(entry, "offset", "map") if "offset" in entry else None,
+            depth=_number(entry, "depth", "map"),
         )
         for entry in _document(output, "map", list)
     ]

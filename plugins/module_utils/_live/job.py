@@ -127,12 +127,7 @@ class Job:
             time.sleep(pause)
             pause = min(2 * pause, longest)
 
-    def pivot(self, *, leaves: str, to: str) -> None:
-        """End it: the guest goes on with another file.
-
-        :param leaves: the file that it writes to now.
-        :param to: the one that it goes on with.
-        """
-        flush_ahead(leaves, to)
+    def pivot(self) -> None:
+        """End it: the guest goes on with another file; see also :func:`flush_ahead`."""
         with self._switches.timed():
             self._guest.pivot(self._target)

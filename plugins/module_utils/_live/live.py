@@ -377,9 +377,11 @@ class LiveCompaction:
                 bandwidth_bytes=self.bounds.bandwidth_bytes,
             )
             job.wait_until_ready(report)
+            # May take seconds, in which nobody has to ask yet which overlay is the right one.
+            flush_ahead(self.files.overlay, self.files.second)
         self._advance(journal, policy.PIVOT)
         with self.stages.stage(policy.PIVOT), signals_wait():
-            job.pivot(leaves=self.files.overlay, to=self.files.second)
+            job.pivot()
             self.live.overlay_bytes = os.stat(self.files.overlay).st_blocks * 512
         refuse_disagreement(self.guest, self.disk.target, self.files.second)
 

@@ -8,6 +8,7 @@ a copy of the image with the same content.  The image's name means the one or th
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import typing as t
 
@@ -21,6 +22,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     UnsupportedError,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.header import ImageHeader
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_output import MapEntry
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import shown
 
 #: What this collection is tested with: block jobs that survive a restart of libvirtd, copies onto
@@ -147,7 +149,9 @@ class Found:
     :param holds_original: somebody has the original open, by whatever name.
     :param holds_copy: somebody has the copy open.
     :param overlay_written: something was written to the overlay on the file that the domain uses.
-    :param tops_equal: the first overlay and the second have the same content; None if not asked.
+    :param overlay_whole: the first overlay is sure to lack nothing that is in the second; None if
+        not asked.
+    :param second: path of the second overlay, for people.
     :param moves: the copy lies in another folder, and the image keeps its name until the end.
     """
 
@@ -158,7 +162,8 @@ class Found:
     holds_original: bool = False
     holds_copy: bool = False
     overlay_written: bool = False
-    tops_equal: bool | None = None
+    overlay_whole: bool | None = None
+    second: str = ""
     moves: bool = False
 
 
@@ -185,6 +190,26 @@ def must_compare(found: Found) -> bool:
     return found.top == "overlay" and not found.running and found.stage == PIVOT
 
 
+def is_behind(second: t.Sequence[MapEntry], overlay: t.Sequence[MapEntry]) -> bool:
+    """Whether the second overlay was still behind the first one when QEMU ended (pure).
+
+    QEMU writes all that is in the first to the second and flushes that, then has the guest go on
+    with the second.  So if one cluster is missing there, the guest was not switched.  (That one is
+    missing in the first says nothing: its tables need not have been written.)
+
+    :param second: a map of it, its backing file included, in order; as of ``overlay``.
+    """
+    missing = [entry for entry in second if entry.depth > 0]
+    starts = [entry.start for entry in missing]
+    for entry in overlay:
+        if entry.data and entry.depth == 0:
+            # The last one that begins before the entry's end.
+            last = bisect.bisect_left(starts, entry.start + entry.length) - 1
+            if last >= 0 and missing[last].start + missing[last].length > entry.start:
+                return True
+    return False
+
+
 def settle(found: Found) -> Settlement:
     """Decide how a chain becomes one file again, with all that the guest has written.
 
@@ -201,9 +226,15 @@ def settle(found: Found) -> Settlement:
         return Settlement(take_back=False, commit=True, finished=True)
     if found.top != "overlay":
         raise _unclear("its domain uses a file that is none of this run's")
-    if must_compare(found) and not found.tops_equal:
+    if must_compare(found) and not found.overlay_whole:
         raise _unclear(
-            "the guest was switched from one overlay to another when it ended, and they differ"
+            "the guest was being switched from one overlay to another when it ended, and they "
+            "differ",
+            remedy="To go on with the first, which is what libvirt does, start the domain; should "
+            "it have been switched already, that lacks its writes of the last milliseconds. To go "
+            f"on with the second, name {shown(found.second)} as the disk's source before that, and "
+            "take out its backingStore (virsh edit). Then run thinvirt.kvm.domain_compact with "
+            "state=recovered.",
         )
     if found.moves:  # each overlay lies on a file that never has another name
         return Settlement(take_back=False, commit=True, finished=False)
@@ -220,12 +251,17 @@ def settle(found: Found) -> Settlement:
     )
 
 
-def _unclear(why: str) -> RefusedError:
+_KEEP_THE_LAST = (
+    "Look at the files with its name, keep the one with the last writes below the domain's disk, "
+    "and remove the others and the journal."
+)
+
+
+def _unclear(why: str, *, remedy: str = _KEEP_THE_LAST) -> RefusedError:
     return RefusedError(
         f"It is not clear what to do about an image that a run was at work on: {why}. "
         "Nothing was changed.",
-        remedy="Look at the files with its name, keep the one with the last writes below the "
-        "domain's disk, and remove the others and the journal.",
+        remedy=remedy,
     )
 
 

@@ -52,6 +52,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._live.files import (
 from ansible_collections.thinvirt.kvm.plugins.module_utils._live.job import (
     Job,
     Switches,
+    flush_ahead,
     patience,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import (
@@ -212,22 +213,23 @@ class Settling:
             overlay = files.second if top == "new" else files.overlay
             found = dataclasses.replace(found, overlay_written=_is_written(overlay))
         if policy.must_compare(found):
-            found = dataclasses.replace(found, tops_equal=self._are_equal())
+            found = dataclasses.replace(
+                found, overlay_whole=self._overlay_is_whole(), second=files.second
+            )
         return found
 
     def _spec(self, overlay: str) -> str:
         below = [(Storage(self.files.below(overlay)), self.live.image_format)]
         return image_spec(Storage(overlay), "qcow2", backing=below)
 
-    def _are_equal(self) -> bool:
+    def _overlay_is_whole(self) -> bool:
+        """Whether the first overlay is sure to lack nothing that is in the second."""
         tool = QemuImg(timeout=_OFFLINE_SECONDS)
+        overlay, second = self._spec(self.files.overlay), self._spec(self.files.second)
+        if policy.is_behind(tool.map(second), tool.map(overlay)):
+            return True
         with self.stages.stage("compare") as report:
-            return tool.compare(
-                self._spec(self.files.overlay),
-                self._spec(self.files.second),
-                pass_fds=(),
-                report=report,
-            )
+            return tool.compare(overlay, second, pass_fds=(), report=report)
 
     def _commit(self, found: policy.Found) -> None:
         """Move what the guest has written to the top into the file below it."""
@@ -246,8 +248,9 @@ class Settling:
                 limited_seconds=patience(top, self.bandwidth_bytes),
             )
             job.wait_until_ready(report)
+            flush_ahead(top, self.files.below(top))
         with self.stages.stage("switch"):
-            job.pivot(leaves=top, to=self.files.below(top))
+            job.pivot()
 
     def _begin_commit(self) -> None:
         """Begin to commit; a job that libvirtd has yet to forget is given its time."""

@@ -13,6 +13,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     RefusedError,
     UnsupportedError,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_output import MapEntry
 from ansible_collections.thinvirt.kvm.plugins.module_utils._live import policy
 from ansible_collections.thinvirt.kvm.plugins.module_utils._live.policy import (
     Found,
@@ -137,7 +138,7 @@ FOUND = Found(stage="copy", running=True, top="overlay", exchanged=False)
         ),
         # The host failed at the switch; nothing was written after it.
         (
-            {"stage": "pivot", "exchanged": True, "running": False, "tops_equal": True},
+            {"stage": "pivot", "exchanged": True, "running": False, "overlay_whole": True},
             Settlement(False, True, True),
         ),
         # The copy goes to another folder: what the guest is on decides, and no name changes hands.
@@ -152,7 +153,7 @@ FOUND = Found(stage="copy", running=True, top="overlay", exchanged=False)
             Settlement(False, True, False),
         ),
         (
-            {"moves": True, "running": False, "stage": "pivot", "tops_equal": True},
+            {"moves": True, "running": False, "stage": "pivot", "overlay_whole": True},
             Settlement(False, True, False),
         ),
         (
@@ -176,12 +177,12 @@ def test_settled(change, settlement):
         ({"moves": True, "top": "second"}, "does not mean the copy"),
         ({"moves": True, "top": "new", "overlay_written": True}, "does not use the overlay"),
         (
-            {"moves": True, "stage": "pivot", "running": False, "tops_equal": False},
+            {"moves": True, "stage": "pivot", "running": False, "overlay_whole": False},
             "they differ",
         ),
         ({"stage": "mirror", "exchanged": True}, "which of two files"),
         (
-            {"stage": "pivot", "exchanged": True, "running": False, "tops_equal": False},
+            {"stage": "pivot", "exchanged": True, "running": False, "overlay_whole": False},
             "they differ",
         ),
         ({"stage": "pivot", "exchanged": True, "running": False}, "they differ"),
@@ -198,6 +199,53 @@ def test_only_the_switch_of_a_domain_that_is_off_needs_the_contents():
     assert policy.must_compare(at_switch)
     for change in ({"running": True}, {"stage": "mirror"}, {"top": "second"}):
         assert not policy.must_compare(dataclasses.replace(at_switch, **change))
+
+
+def entries(*ranges):
+    """A map of ranges: start, end, then ``own`` data, ``own zero``s or what is ``below``."""
+    return [
+        MapEntry(
+            start,
+            end - start,
+            data=kind != "own zero",
+            zero=kind == "own zero",
+            offset=None,
+            depth=1 if kind == "below" else 0,
+        )
+        for start, end, kind in ranges
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overlay", "second", "behind"),
+    [
+        ([(0, 8, "below")], [(0, 8, "below")], False),
+        ([(0, 4, "own"), (4, 8, "below")], [(0, 8, "below")], True),
+        ([(0, 4, "own"), (4, 8, "below")], [(0, 4, "own"), (4, 8, "below")], False),
+        ([(0, 4, "below"), (4, 8, "own")], [(0, 4, "own"), (4, 8, "below")], True),
+        # One cluster of several.
+        ([(0, 8, "own")], [(0, 4, "own"), (4, 5, "below"), (5, 8, "own")], True),
+        ([(2, 4, "own"), (4, 8, "below")], [(0, 2, "below"), (2, 8, "own")], False),
+        # What was written to the second alone says nothing of what the first lacks, or why.
+        ([(0, 8, "below")], [(0, 4, "own"), (4, 8, "below")], False),
+        # Zeros and what the guest has discarded are entries of their own in the second ...
+        ([(0, 4, "own"), (4, 8, "below")], [(0, 4, "own zero"), (4, 8, "below")], False),
+        # ... and in the first no proof, for who copies may leave out zeros where there are zeros.
+        ([(0, 4, "own zero"), (4, 8, "below")], [(0, 8, "below")], False),
+    ],
+)
+def test_behind_is_a_second_that_lacks_a_cluster(overlay, second, behind):
+    assert policy.is_behind(entries(*second), entries(*overlay)) is behind
+
+
+def test_who_cannot_tell_the_overlays_apart_says_what_to_type():
+    at_switch = dataclasses.replace(
+        FOUND, stage="pivot", running=False, exchanged=True, overlay_whole=False, second="/p/a.o2"
+    )
+    with pytest.raises(RefusedError) as caught:
+        policy.settle(at_switch)
+    for word in ("start the domain", "/p/a.o2", "virsh edit", "state=recovered"):
+        assert word in caught.value.remedy
 
 
 def test_the_top_of_a_chain():

@@ -96,11 +96,11 @@ def test_map_of_old_and_new_versions():
         {"start": 0, "length": 4, "depth": 0, "zero": false, "data": true, "offset": 7},
         {"start": 4, "length": 4, "depth": 0, "present": true, "zero": false, "data": true,
          "compressed": true},
-        {"start": 8, "length": 4, "depth": 0, "present": false, "zero": true, "data": false}]"""
+        {"start": 8, "length": 4, "depth": 1, "present": false, "zero": true, "data": false}]"""
     assert qemu_output.parse_map(output) == [
         qemu_output.MapEntry(0, 4, data=True, zero=False, offset=7),
         qemu_output.MapEntry(4, 4, data=True, zero=False, offset=None),
-        qemu_output.MapEntry(8, 4, data=False, zero=True, offset=None),
+        qemu_output.MapEntry(8, 4, data=False, zero=True, offset=None, depth=1),
     ]
 
 
