@@ -129,7 +129,7 @@ def versions_of(folder: str, *, uuid: str) -> list[Version]:
                 found.append(Version(path, manifest))
     # One that was made before the clock was set back is no newer than those made since.
     now = time.strftime(_TIME, time.gmtime())
-    return sorted(found, key=lambda v: (v.manifest.created <= now, v.manifest.created))
+    return sorted(found, key=lambda v: (v.manifest.created <= now, v.manifest.created, v.path))
 
 
 def is_untouched(path: str, manifest: Manifest) -> bool:
@@ -209,15 +209,14 @@ class Partial:
     """A version in the making.
 
     :param path: its folder for now.
-    :param final: the folder's name when it is whole.
+    :param final: the folder's path when it is whole; dated later than it was made, if another
+        version has its second.
+    :param created: when it was begun.
     """
 
     path: str
     final: str
-
-    @property
-    def created(self) -> str:
-        return os.path.basename(self.final)
+    created: str
 
     def finish(self, manifest: Manifest) -> Version:
         """Give it its name; from now on it is a version.
@@ -247,13 +246,14 @@ def new_version(folder: str) -> t.Iterator[Partial]:
 
     :raises ThinvirtError: it can't be made.
     """
-    moment = int(time.time())
+    begin = moment = int(time.time())
     while True:  # two versions may fall into one second
         final = os.path.join(folder, time.strftime(_TIME, time.gmtime(moment)))
         if not os.path.lexists(final):
             break
         moment += 1
-    partial = Partial(os.path.join(folder, f".{os.path.basename(final)}.partial"), final)
+    path = os.path.join(folder, f".{os.path.basename(final)}.partial")
+    partial = Partial(path, final, time.strftime(_TIME, time.gmtime(begin)))
     make_private(partial.path)
     try:
         yield partial

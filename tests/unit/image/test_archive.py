@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,24 @@ def test_a_version_from_before_the_clock_was_set_back_is_the_oldest(tmp_path):
         stored(tmp_path, name)
     found = archive.versions_of(str(tmp_path), uuid=manifest().uuid)
     assert [version.manifest.created[:4] for version in found] == ["2099", "2024", "2025"]
+
+
+def test_versions_of_one_second_are_in_the_order_in_which_they_were_made(tmp_path, monkeypatch):
+    now = 4_000_000_000
+    gmtime = time.gmtime
+    monkeypatch.setattr(time, "time", lambda: now)
+    monkeypatch.setattr(time, "gmtime", lambda seconds=None: gmtime(seconds or now))
+    folder = str(tmp_path / "web1")
+    made = []
+    for _number in range(3):
+        with archive.domain_folder(folder), archive.new_version(folder) as partial:
+            Path(partial.path, "vda.qcow2").write_bytes(b"abc")
+            file = archive.stored_file(f"{partial.path}/vda.qcow2", report=lambda _percent: None)
+            version = partial.finish(manifest(created=partial.created, files=[file]))
+            made.append(version.path)
+    assert len(set(made)) == 3
+    found = archive.versions_of(folder, uuid=manifest().uuid)
+    assert [version.path for version in found] == made
 
 
 def unfinished(folder):
