@@ -328,14 +328,23 @@ def in_memory(lab, tmp_path):
         run("umount", mount)
 
 
+def images_of(pid: int | str) -> set[str]:
+    """The images that a program has open."""
+    opened = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+    return {path for path in opened if ".qcow2" in path}
+
+
 def running_programs(process) -> set[int]:
-    """The qemu-img processes that a module has started, by all of its threads."""
+    """The qemu-img processes at work on an image that a module has started, by all of its threads.
+
+    One that measures the tables of an empty image has none open.
+    """
     found = set()
     for task in Path(f"/proc/{process.pid}/task").iterdir():
         with contextlib.suppress(OSError):
             for pid in (task / "children").read_text().split():
                 argv = Path("/proc", pid, "cmdline").read_bytes().split(b"\0")
-                if argv[0].endswith(b"qemu-img"):
+                if argv[0].endswith(b"qemu-img") and images_of(pid):
                     found.add(int(pid))
     return found
 
@@ -371,8 +380,7 @@ def rewriting(lab, names, **arguments):
 
 def place_of(pid: int) -> str:
     """The folder of the images that a program works on."""
-    opened = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()]
-    (place,) = {os.path.dirname(path) for path in opened if ".qcow2" in path}
+    (place,) = {os.path.dirname(path) for path in images_of(pid)}
     return os.path.basename(place)
 
 
