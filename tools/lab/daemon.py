@@ -171,7 +171,7 @@ class Lab:
     def create(self, spec: GuestSpec) -> Guest:
         """Make the disks of a guest and define it (anew, if it exists); does not start it."""
         image = self._image(spec.suite)
-        if spec.name in self.virsh("list", "--all", "--name").split():
+        if spec.name in self.virsh("list", "--all", "--name").splitlines():
             self.guest(spec.name).destroy()
             leftovers = ("--managed-save", "--snapshots-metadata", "--checkpoints-metadata")
             self.virsh("undefine", spec.name, *leftovers)

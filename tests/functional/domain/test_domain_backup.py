@@ -54,7 +54,7 @@ def make(lab, name, *, second="raw", data_mib=8):
 
 
 def remove(lab, guest):
-    if guest.name not in lab.virsh("list", "--all", "--name").split():
+    if guest.name not in lab.virsh("list", "--all", "--name").splitlines():
         return
     guest.destroy()
     lab.virsh("undefine", guest.name, "--managed-save", "--checkpoints-metadata")
@@ -430,7 +430,7 @@ def restored(lab, tmp_path):
     dest = tmp_path / "restored"
     dest.mkdir()
     yield dest
-    for name in lab.virsh("list", "--all", "--name").split():
+    for name in lab.virsh("list", "--all", "--name").splitlines():
         if name.startswith("r-"):
             lab.virsh("undefine", name)
 
@@ -537,6 +537,6 @@ def test_the_variables_of_the_firmware_go_along(lab, domain, folder, restored, t
         nvram.write_bytes(b"other entries")
         assert entry(backup(lab, folder, guest.name))["changed"]
     finally:
-        for name in lab.virsh("list", "--all", "--name").split():
+        for name in lab.virsh("list", "--all", "--name").splitlines():
             if name in ("r-1", guest.name):
                 lab.virsh("undefine", name, "--keep-nvram")
