@@ -51,14 +51,18 @@ def pid_of(guest: Guest, state: Path) -> int:
     raise AssertionError(f"{guest.name} does not run")
 
 
-def has_medium(domain: libvirt.virDomain) -> bool:
-    """Whether QEMU has the disk open that is written to."""
+def is_alive(guest: Guest, state: Path) -> bool:
+    """Whether a guest has a QEMU, whatever libvirt says."""
+    with contextlib.suppress(AssertionError):
+        return bool(pid_of(guest, state))
+    return False
+
+
+def medium(domain: libvirt.virDomain) -> str:
+    """The file of the disk that is written to, as QEMU says; empty if it has closed it."""
     answer = libvirt_qemu.qemuMonitorCommand(domain, '{"execute": "query-block"}', 0)
-    return any(
-        "inserted" in device
-        for device in json.loads(answer)["return"]
-        if device.get("qdev") == DEVICE
-    )
+    (device,) = (d for d in json.loads(answer)["return"] if d.get("qdev") == DEVICE)
+    return str(device["inserted"]["file"]) if "inserted" in device else ""
 
 
 class Writer:
@@ -113,7 +117,7 @@ class Writer:
             return
         # A QEMU that was told to end closes its disks, then answers what had come in meanwhile:
         # as if it had been written, for it prints "No medium found" into its log only.
-        if not has_medium(domain):
+        if not medium(domain):
             return
         self.acknowledged[block] = value
         del self.asked[block]
@@ -149,6 +153,13 @@ class Writer:
             return False
         return True
 
+    def is_elsewhere(self) -> bool:
+        """Whether libvirt has lost track of where QEMU writes: it was killed at a switch."""
+        if self.guest.state() == "shut off":
+            return is_alive(self.guest, self.lab.state)
+        domain = libvirt.open(self.lab.uri).lookupByName(self.guest.name)
+        return medium(domain) != str(self.top())
+
     def top(self) -> Path:
         """The file that the domain has, or would start with."""
         xml = self.guest.xml()
@@ -163,8 +174,8 @@ def put_on(lab: Lab, guest: Guest, path: Path, *, without: t.Sequence[str]) -> N
     domain = etree.fromstring(guest.xml(inactive=True))
     (disk,) = domain.findall("devices/disk[@device='disk']")
     disk.find("source").set("file", str(path))
-    for name in without:
-        disk.remove(disk.find(name))
+    for element in [child for child in disk if child.tag in without]:
+        disk.remove(element)
     changed = lab.state / f"{guest.name}.xml"
     changed.write_bytes(etree.tostring(domain))
     lab.virsh("define", str(changed))

@@ -51,6 +51,7 @@ Answer = t.TypeVar("Answer")
 _RECONNECT_SECONDS = 60.0
 #: QEMU closes the scratch files when it ends a job; that takes no longer than a flush.
 _END_SECONDS = 60.0
+_ASK_AGAIN_SECONDS = 5.0
 _PAUSE_SECONDS = 0.1
 _FROZEN, _BEGUN = "freeze", "backup"
 
@@ -271,13 +272,14 @@ def _is_active(guest: Guest) -> bool:
 
 def _end_job(guest: Guest, place: Workplace) -> None:
     deadline = time.monotonic() + _END_SECONDS
-    asked = False
+    ask_at = time.monotonic()
     while True:
         text = guest.backup_job()
         if not text or not backup_xml.parse_job(text).lies_in(place.folder):
             return
-        if not asked:
-            asked = True
+        if time.monotonic() >= ask_at:
+            # Again, for somebody else may have asked at the same instant and libvirt lost count.
+            ask_at = time.monotonic() + _ASK_AGAIN_SECONDS
             # It may end by itself, or with its guest, at this instant.
             with contextlib.suppress(HypervisorError):
                 guest.abort_backup()

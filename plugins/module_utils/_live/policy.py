@@ -151,7 +151,9 @@ class Found:
     :param overlay_written: something was written to the overlay on the file that the domain uses.
     :param overlay_whole: the first overlay is sure to lack nothing that is in the second; None if
         not asked.
-    :param second: path of the second overlay, for people.
+    :param writers: those of the chain's files that a QEMU writes to, as its locks tell, or QEMU
+        itself; empty also where none are to be seen.
+    :param paths: of the chain's files, by what they are, for people.
     :param moves: the copy lies in another folder, and the image keeps its name until the end.
     """
 
@@ -163,7 +165,8 @@ class Found:
     holds_copy: bool = False
     overlay_written: bool = False
     overlay_whole: bool | None = None
-    second: str = ""
+    writers: frozenset[str] = frozenset()
+    paths: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
     moves: bool = False
 
 
@@ -210,11 +213,46 @@ def is_behind(second: t.Sequence[MapEntry], overlay: t.Sequence[MapEntry]) -> bo
     return False
 
 
+def is_mistaken(found: Found) -> bool:
+    """Whether libvirt says otherwise than QEMU's locks.
+
+    A libvirtd that was killed while it switched a guest may take the guest for shut off, or for
+    where it was before, or notices a moment later.
+    """
+    if not found.running:
+        return bool(found.writers)
+    return bool(found.writers) and found.top not in found.writers
+
+
+def _mistaken(found: Found) -> RefusedError:
+    written = shown(found.paths[min(found.writers)])
+    if not found.running:
+        return RefusedError(
+            "libvirt takes the domain for shut off, but a process has its disk open and writes to "
+            f"{written}: libvirtd was killed at a switch and has lost the domain's QEMU. Nothing "
+            "was changed.",
+            remedy="Shut the guest down from inside, or end that process (fuser -v shows it). Then "
+            "run thinvirt.kvm.domain_compact with state=recovered.",
+        )
+    return RefusedError(
+        f"libvirt says that the disk is on {shown(found.paths.get(found.top, 'another file'))}, "
+        f"but QEMU writes to {written}: libvirtd was killed at a switch. Nothing was changed.",
+        remedy=f"Shut the guest down, name {written} as the disk's source and take out its "
+        "backingStore (virsh edit). Then run thinvirt.kvm.domain_compact with state=recovered.",
+    )
+
+
 def settle(found: Found) -> Settlement:
     """Decide how a chain becomes one file again, with all that the guest has written.
 
     :raises RefusedError: that can't be told; nothing is to be changed.
     """
+    if is_mistaken(found):
+        raise _mistaken(found)
+    return _settle(found)
+
+
+def _settle(found: Found) -> Settlement:
     if found.top in ("base", "new"):
         if found.stage != MERGE and found.overlay_written:
             raise _unclear("its domain does not use the overlay, and something was written to it")
@@ -227,15 +265,7 @@ def settle(found: Found) -> Settlement:
     if found.top != "overlay":
         raise _unclear("its domain uses a file that is none of this run's")
     if must_compare(found) and not found.overlay_whole:
-        raise _unclear(
-            "the guest was being switched from one overlay to another when it ended, and they "
-            "differ",
-            remedy="To go on with the first, which is what libvirt does, start the domain; should "
-            "it have been switched already, that lacks its writes of the last milliseconds. To go "
-            f"on with the second, name {shown(found.second)} as the disk's source before that, and "
-            "take out its backingStore (virsh edit). Then run thinvirt.kvm.domain_compact with "
-            "state=recovered.",
-        )
+        raise _differing(found)
     if found.moves:  # each overlay lies on a file that never has another name
         return Settlement(take_back=False, commit=True, finished=False)
     if not found.running or not found.exchanged:
@@ -248,6 +278,17 @@ def settle(found: Found) -> Settlement:
         raise _unclear("it cannot be told which of two files the guest has open")
     return Settlement(
         take_back=found.holds_original, commit=True, finished=not found.holds_original
+    )
+
+
+def _differing(found: Found) -> RefusedError:
+    return _unclear(
+        "the guest was being switched from one overlay to another when it ended, and they differ",
+        remedy="To go on with the first, which is what libvirt does, start the domain; should it "
+        "have been switched already, that lacks its writes of the last milliseconds. To go on with "
+        f"the second, name {shown(found.paths['second'])} as the disk's source before that, and "
+        "take out its backingStore (virsh edit). Then run thinvirt.kvm.domain_compact with "
+        "state=recovered.",
     )
 
 

@@ -62,6 +62,8 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import
 
 #: For a job of a run that was killed to end.
 _PATIENCE_SECONDS = 60.0
+#: For a libvirtd that was restarted to notice what QEMU did meanwhile, and for QEMU to end.
+_NOTICE_SECONDS = 10.0
 #: An upgrade of libvirt restarts its daemon, which takes some seconds.
 _RECONNECT_SECONDS = 60.0
 _RECONNECT_PAUSE_SECONDS = 1.0
@@ -127,6 +129,11 @@ class Settling:
     def _settle(self) -> policy.Settlement:
         self._end_job()
         found = self._found()
+        deadline = time.monotonic() + _NOTICE_SECONDS
+        while policy.is_mistaken(found) and time.monotonic() < deadline:
+            time.sleep(0.1)
+            self._end_job()
+            found = self._found()
         todo = policy.settle(found)
         if todo.take_back:
             with self.stages.stage("take back"):
@@ -207,16 +214,29 @@ class Settling:
             exchanged=exchanged,
             holds_original=running and _is_used(files.kept),
             holds_copy=running and exchanged and _is_used(files.new),
+            writers=self._writers(running=running),
+            paths=files.by_role(),
             moves=files.moves,
         )
+        if policy.is_mistaken(found):
+            return found
         if top in ("base", "new") and found.stage != policy.MERGE:
             overlay = files.second if top == "new" else files.overlay
             found = dataclasses.replace(found, overlay_written=_is_written(overlay))
         if policy.must_compare(found):
-            found = dataclasses.replace(
-                found, overlay_whole=self._overlay_is_whole(), second=files.second
-            )
+            found = dataclasses.replace(found, overlay_whole=self._overlay_is_whole())
         return found
+
+    def _writers(self, *, running: bool) -> frozenset[str]:
+        """Those of our files that the guest writes to, or QEMU without the guest."""
+        roles = self.files.by_role()
+        writers = frozenset(role for role, path in roles.items() if _is_written_to(path))
+        if not running or len(writers) < 2:
+            return writers
+        # QEMU has a file open for writing that is not the guest's, as a libvirtd that was killed at
+        # a switch leaves it.  Which is the guest's only QEMU knows then.
+        media = {os.path.realpath(path) for path in self.guest.media()}
+        return frozenset(role for role in writers if roles[role] in media) or writers - {"overlay"}
 
     def _spec(self, overlay: str) -> str:
         below = [(Storage(self.files.below(overlay)), self.live.image_format)]
@@ -362,6 +382,13 @@ def _has_writer(path: str) -> bool:
     """
     with open_image(path) as image:
         return probe_locks(image.fd).writer
+
+
+def _is_written_to(path: str) -> bool:
+    try:
+        return bool(path) and _has_writer(path)
+    except NotFoundError:
+        return False
 
 
 def _is_used(path: str) -> bool:

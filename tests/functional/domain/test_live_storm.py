@@ -27,7 +27,16 @@ from compact_lab import answer, leftovers, start, users_of, wait_for
 from image_lab import qemu_io
 from lab import Disk, GuestSpec
 from libvirtd import comm, kill_libvirtd, start_libvirtd
-from live_lab import CONTENT, MIB, Writer, assert_one_file, compact_live, pid_of, put_on
+from live_lab import (
+    CONTENT,
+    MIB,
+    Writer,
+    assert_one_file,
+    compact_live,
+    is_alive,
+    pid_of,
+    put_on,
+)
 
 FULL = os.environ.get("THINVIRT_STORM") == "full"
 SEED = int(os.environ.get("THINVIRT_STORM_SEED", random.SystemRandom().randrange(1 << 32)))
@@ -37,7 +46,7 @@ TIMES = {"module": (1, 60), "libvirtd": (1, 10), "QEMU": (1, 10), "host": (1, 10
 #: The same where the image goes to another folder, and back.
 TIMES_MOVING = {"module": (1, 60), "libvirtd": (1, 10), "QEMU": (1, 10), "host": (1, 10)}
 #: At the switch from one overlay to the other, which takes some milliseconds.
-TIMES_AT_SWITCH = {"QEMU": (1, 30), "host": (1, 30)}
+TIMES_AT_SWITCH = {"QEMU": (1, 30), "host": (1, 30), "libvirtd": (0, 10)}
 SWITCH_SECONDS = 0.03
 WISH = {"power": "live", "trim": False, "min_reclaim_bytes": 0}
 
@@ -160,6 +169,8 @@ class Storm:
         """Nothing is lost, on the chain as it is, and on the one file that the next run makes."""
         for folder in self.folders:
             wait_for(lambda at=folder: not [p for p in users_of(at) if comm(p) == "qemu-img"])
+        if self.victim == "libvirtd":
+            self.end_if_lost()
         left = self.left()
         self.stages[left.stage if left else "nothing begun, or ended"] += 1
         whole = self.whole_top(left)
@@ -178,6 +189,37 @@ class Storm:
             self.lab.virsh("start", self.guest.name, "--paused")
         again = compact_live(self.lab, self.guest.name, state="recovered")
         assert not again["changed"]
+
+    def end_if_lost(self) -> None:
+        """A guest that libvirtd has lost track of is refused, and shut down as the refusal says.
+
+        libvirt 9.0 can't read what it has written down itself in the middle of a switch, and takes
+        the domain for shut off; or it has the disk where it was before, or a job without end.
+        """
+        wait_for(self.guest.state)
+        if not self.writer.is_elsewhere():
+            return
+        files = self.files()
+        result = compact_live(self.lab, self.guest.name, state="recovered")
+        if not result["failed"]:  # it noticed in time
+            return
+        said = result["msg"]
+        assert any(word in said for word in ("for shut off", "QEMU writes to", "does not end"))
+        assert self.files() >= files
+        self.ends["lost by libvirtd"] += 1
+        os.kill(pid_of(self.guest, self.lab.state), signal.SIGKILL)
+        wait_for(lambda: not is_alive(self.guest, self.lab.state))
+        wait_for(lambda: self.guest.state() == "shut off")
+        whole = [path for path in files if self.writer.is_whole(path)]
+        assert whole, "no file has all that was acknowledged"
+        if self.writer.top() not in whole:
+            put_on(self.lab, self.guest, whole[0], without=["backingStore"])
+
+    def files(self) -> set[Path]:
+        """The disk's: images and overlays."""
+        name = self.guest.disk("sda").path.name
+        found = (path for folder in self.folders for path in folder.glob(f"{name}*"))
+        return {path for path in found if path.suffix in (".qcow2", ".overlay")}
 
     def at_switch(self, left) -> bool:
         """The guest's QEMU was killed when it was told to change from one overlay to another."""
@@ -242,7 +284,10 @@ def test_storm_while_it_moves_to_another_folder(storm, victim):
 @pytest.mark.storm
 @pytest.mark.parametrize("victim", TIMES_AT_SWITCH)
 def test_storm_at_the_switch(storm, victim):
-    it, times = storm(victim, moves=False), TIMES_AT_SWITCH[victim][FULL]
+    times = TIMES_AT_SWITCH[victim][FULL]
+    if not times:
+        pytest.skip("a libvirtd that is killed here may be waited for for minutes: make storm")
+    it = storm(victim, moves=victim == "libvirtd")
     for number in range(times):
         seconds = it.chance.uniform(0, SWITCH_SECONDS)
         print(f"{number}: {seconds:.4f} s after the journal", flush=True)

@@ -99,6 +99,7 @@ def test_hosts_that_are_refused(versions, word):
     assert word in caught.value.message
 
 
+PATHS = {"base": "/p/a", "overlay": "/p/a.o1", "second": "/p/a.o2"}
 FOUND = Found(stage="copy", running=True, top="overlay", exchanged=False)
 
 
@@ -190,7 +191,7 @@ def test_settled(change, settlement):
 )
 def test_unclear(change, word):
     with pytest.raises(RefusedError, match=word) as caught:
-        policy.settle(dataclasses.replace(FOUND, **change))
+        policy.settle(dataclasses.replace(FOUND, paths=PATHS, **change))
     assert "Nothing was changed" in caught.value.message
 
 
@@ -240,12 +241,38 @@ def test_behind_is_a_second_that_lacks_a_cluster(overlay, second, behind):
 
 def test_who_cannot_tell_the_overlays_apart_says_what_to_type():
     at_switch = dataclasses.replace(
-        FOUND, stage="pivot", running=False, exchanged=True, overlay_whole=False, second="/p/a.o2"
+        FOUND, stage="pivot", running=False, exchanged=True, overlay_whole=False, paths=PATHS
     )
     with pytest.raises(RefusedError) as caught:
         policy.settle(at_switch)
     for word in ("start the domain", "/p/a.o2", "virsh edit", "state=recovered"):
         assert word in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        # libvirtd was killed at the switch: it still has the first overlay, and QEMU the second.
+        ({"writers": {"second"}}, ("is on /p/a.o1", "writes to /p/a.o2", "name /p/a.o2 as")),
+        ({"top": "other", "writers": {"base"}}, ("is on another file", "writes to /p/a:")),
+        # Or it has no domain that runs any more, and the QEMU lives.
+        ({"running": False, "writers": {"overlay"}}, ("for shut off", "/p/a.o1", "fuser -v")),
+        ({"running": False, "top": "base", "writers": {"base"}}, ("for shut off", "/p/a:")),
+    ],
+)
+def test_what_libvirt_says_and_qemu_does_not_is_not_believed(change, words):
+    change = {**change, "writers": frozenset(change["writers"])}
+    found = dataclasses.replace(FOUND, stage="pivot", exchanged=True, paths=PATHS, **change)
+    with pytest.raises(RefusedError, match="Nothing was changed") as caught:
+        policy.settle(found)
+    for word in words:
+        assert word in f"{caught.value.message} {caught.value.remedy}"
+
+
+@pytest.mark.parametrize("writers", [(), ("overlay",), ("overlay", "second")])
+def test_where_qemu_writes_to_the_top_or_has_no_locks_libvirt_is_believed(writers):
+    found = dataclasses.replace(FOUND, paths=PATHS, writers=frozenset(writers))
+    assert policy.settle(found) == Settlement(False, True, False)
 
 
 def test_the_top_of_a_chain():
