@@ -31,5 +31,10 @@ def kill_libvirtd(lab: Lab) -> None:
         lab._daemon.wait(timeout=10)
 
 
+def has_ended(lab: Lab) -> bool:
+    """Whether it has ended by itself, as on what a killed one has left."""
+    return lab._daemon is not None and lab._daemon.poll() is not None
+
+
 def start_libvirtd(lab: Lab) -> None:
     assert lab.launch() == [], "libvirtd did not come back"

@@ -161,9 +161,12 @@ class Writer:
         return medium(domain) != str(self.top())
 
     def top(self) -> Path:
-        """The file that the domain has, or would start with."""
-        xml = self.guest.xml()
-        return Path(xml.partition("<source file='")[2].partition("'")[0])
+        return source_of(self.guest)
+
+
+def source_of(guest: Guest) -> Path:
+    """The file that a domain's disk is on, or would start with, as libvirt says."""
+    return Path(guest.xml().partition("<source file='")[2].partition("'")[0])
 
 
 def put_on(lab: Lab, guest: Guest, path: Path, *, without: t.Sequence[str]) -> None:

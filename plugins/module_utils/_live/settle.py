@@ -32,7 +32,10 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
     Live,
     Record,
 )
-from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import probe_locks
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import (
+    LockState,
+    probe_locks,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_argv import (
     Storage,
     image_spec,
@@ -230,7 +233,7 @@ class Settling:
     def _writers(self, *, running: bool) -> frozenset[str]:
         """Those of our files that the guest writes to, or QEMU without the guest."""
         roles = self.files.by_role()
-        writers = frozenset(role for role, path in roles.items() if _is_written_to(path))
+        writers = frozenset(role for role, path in roles.items() if _has_writer(path))
         if not running or len(writers) < 2:
             return writers
         # QEMU has a file open for writing that is not the guest's, as a libvirtd that was killed at
@@ -376,29 +379,28 @@ def _flush(path: str) -> None:
 
 
 def _has_writer(path: str) -> bool:
-    """Whether QEMU, not only libvirt, is sure to have a disk on this file.
+    """Whether QEMU, not only libvirt, has this file open for writing.
 
-    It writes there, and to nothing but the top of a chain does it without a job.
+    That is the top of a chain, what a job writes to, or what a libvirtd that was killed has left.
     """
-    with open_image(path) as image:
-        return probe_locks(image.fd).writer
-
-
-def _is_written_to(path: str) -> bool:
-    try:
-        return bool(path) and _has_writer(path)
-    except NotFoundError:
-        return False
+    locks = _locks(path)
+    return locks is not None and locks.writer
 
 
 def _is_used(path: str) -> bool:
+    locks = _locks(path)
+    return locks is not None and bool(locks.used)
+
+
+def _locks(path: str) -> LockState | None:
+    """QEMU's locks on a file; None if there is none, or no path."""
     if not path:
-        return False
+        return None
     try:
         with open_image(path) as image:
-            return bool(probe_locks(image.fd).used)
+            return probe_locks(image.fd)
     except NotFoundError:
-        return False
+        return None
 
 
 def _is_written(path: str) -> bool:

@@ -26,7 +26,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
 from compact_lab import answer, leftovers, start, users_of, wait_for
 from image_lab import qemu_io
 from lab import Disk, GuestSpec
-from libvirtd import comm, kill_libvirtd, start_libvirtd
+from libvirtd import comm, has_ended, kill_libvirtd, start_libvirtd
 from live_lab import (
     CONTENT,
     MIB,
@@ -196,8 +196,8 @@ class Storm:
         libvirt 9.0 can't read what it has written down itself in the middle of a switch, and takes
         the domain for shut off; or it has the disk where it was before, or a job without end.
         """
-        if self.lab._daemon is not None and self.lab._daemon.poll() is not None:
-            self.ends["libvirtd crashed"] += 1  # on what it found; a host starts it again
+        if has_ended(self.lab):
+            self.ends["libvirtd crashed"] += 1  # a host starts it again
             start_libvirtd(self.lab)
         if not self.writer.is_elsewhere():
             return
@@ -212,7 +212,9 @@ class Storm:
         os.kill(pid_of(self.guest, self.lab.state), signal.SIGKILL)
         wait_for(lambda: not is_alive(self.guest, self.lab.state))
         wait_for(lambda: self.guest.state() == "shut off")
-        whole = [path for path in files if self.writer.is_whole(path)]
+        # An overlay first: an image is whole too where nothing was written since.
+        in_order = sorted(files, key=lambda path: (path.suffix != ".overlay", path))
+        whole = [path for path in in_order if self.writer.is_whole(path)]
         assert whole, "no file has all that was acknowledged"
         if self.writer.top() not in whole:
             put_on(self.lab, self.guest, whole[0], without=["backingStore"])

@@ -18,7 +18,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
 from compact_lab import leftovers, sha256, start, wait_for
 from image_lab import qemu_io
 from lab import Disk, GuestSpec
-from live_lab import CONTENT, MIB, assert_one_file, compact_live, pid_of, put_on
+from live_lab import CONTENT, MIB, assert_one_file, compact_live, pid_of, put_on, source_of
 from support import assert_explains
 
 #: Kills its process when it is about to ask for the switch.
@@ -45,10 +45,6 @@ class Switched:
         assert record.live is not None
         self.overlay = path.parent / record.live.overlay
         self.second = folders[-1] / record.live.second
-
-    def named(self):
-        """The file that the domain would start with."""
-        return self.guest.xml().partition("<source file='")[2].partition("'")[0]
 
     def state(self):
         files = [folder / name for folder in self.folders for name in os.listdir(folder)]
@@ -107,7 +103,7 @@ def switched(lab, tmp_path, request):
         os.kill(pid_of(guest, lab.state), signal.SIGKILL)
         wait_for(lambda: guest.state() == "shut off")
         it = Switched(lab, guest, folders)
-        assert it.named() == str(it.overlay)
+        assert source_of(guest) == it.overlay
         for path in (it.overlay, it.second):
             write(path, BOTH, 5)
         yield it
