@@ -35,7 +35,7 @@ demo-clean: ## remove every trace of the demo, processes included
 test: setup-test ## everything: static checks, then unit, functional and live tests
 	@echo "==> Static checks: lint, types, sanity (about 1 min; 2 min the first time)"
 	@$(MAKE) -j2 --output-sync=target static
-	@echo "==> Functional, live and unit tests (30 to 60 min without KVM)"
+	@echo "==> Functional, live and unit tests (about an hour without KVM)"
 	@$(RUN) pytest tests $(SIDE_BY_SIDE) -rs --durations=30 $(ARGS) </dev/null
 
 bench: setup-test ## time the modules against the bare tools (about 25 min)
