@@ -28,7 +28,7 @@ from conftest import LABS
 from fleet_lab import Ssh
 from image_lab import qemu_io, run
 from lab import Disk, Guest, GuestSpec, LabError
-from lab.daemon import CACHE
+from lab.cache import CACHE
 from lab.debian_root import SUITES, debian_root
 from lab.hypervisor import Hypervisor
 from lab.image import guest_image

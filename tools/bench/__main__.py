@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from lab import LabError, guest_image
-from lab.daemon import CACHE
+from lab.cache import CACHE
 from lab.errors import call
 
 from . import audit, guests, live

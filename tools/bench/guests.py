@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lab import Disk, Guest, GuestSpec, Lab
 from lab.appliance import appliance
-from lab.daemon import CACHE
+from lab.cache import CACHE
 from lab.errors import call
 
 from .images import COPY, IMAGE, MIB, WORK, allocated, convert, fresh

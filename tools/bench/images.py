@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from lab import guest_image
-from lab.daemon import CACHE
+from lab.cache import CACHE
 from lab.errors import call
 
 ROOT = Path(__file__).resolve().parents[2]

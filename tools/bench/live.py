@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import Disk, Guest, GuestSpec, Lab
-from lab.daemon import CACHE
+from lab.cache import CACHE
 
 LOAD = Path(__file__).resolve().parents[1] / "lab" / "load.py"
 DEVICE = "/dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_data"

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from lab import Lab, LabError
+from lab.cache import CACHE
 
 from .scenario import run
 
@@ -28,7 +29,7 @@ def clean() -> None:
             shutil.rmtree(folder)
             removed.append(f"{folder.relative_to(ROOT)}/")
     print("Removed:", ", ".join(removed) or "nothing, there was no trace of the demo")
-    print("Kept for the next time: .cache/ with the guest image, .venv/")
+    print(f"Kept for the next time: {CACHE} with the guest image, .cache/, .venv/")
 
 
 def _end(signum: int, _frame: FrameType | None) -> None:

@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .daemon import CACHE, Lab
+from .cache import CACHE
+from .daemon import Lab
 from .domain import Disk, GuestSpec
 from .errors import LabError
 from .guest import Guest

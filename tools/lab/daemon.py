@@ -19,12 +19,12 @@ from typing import Self
 
 from . import processes
 from .accel import kvm_works
+from .cache import CACHE
 from .domain import Boot, Disk, GuestSpec, domain_xml
 from .errors import LabError, call
 from .guest import Guest
 from .image import SUITE, GuestImage, guest_image
 
-CACHE = Path(__file__).resolve().parents[2] / ".cache" / "guest"
 HOST_FOLDERS = (
     *("/etc/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt"),
     *("/var/lib/swtpm-localca", "/var/log/swtpm"),  # of emulated TPMs

@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from .cache import note_use, remove_unused
 from .errors import LabError, call
 
 #: libvirt 7.0, QEMU 5.2, Python 3.9; 9.0, 7.2, 3.11; 11.3, 10.0, 3.13.
@@ -55,6 +56,7 @@ def debian_root(cache: Path, suite: str, say: Callable[[str], None] = print) -> 
         raise LabError("roots of other releases have files of many users: only root makes them")
     folder = cache / f"root-{suite}-{_key()}"
     if folder.is_dir():
+        note_use(folder)
         return folder
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / f"root-{suite}.lock").open("w") as lock:
@@ -88,6 +90,4 @@ def _build(cache: Path, folder: Path, suite: str) -> None:
         shutil.rmtree(work, ignore_errors=True)
         raise LabError(f"the root of {suite} could not be built: {exc}") from exc
     os.rename(work, folder)
-    for old in cache.glob(f"root-{suite}-*"):
-        if old != folder:  # of another recipe
-            shutil.rmtree(old)
+    remove_unused(cache, f"root-{suite}-*")

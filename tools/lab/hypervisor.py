@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Self
 
 from .accel import kvm_works
-from .daemon import CACHE, LIBVIRTD_CONF, QEMU_CONF, QEMU_CONF_ROOT
+from .cache import CACHE
+from .daemon import LIBVIRTD_CONF, QEMU_CONF, QEMU_CONF_ROOT
 from .debian_root import debian_root
 from .domain import Boot, Disk, GuestSpec, domain_xml
 from .errors import LabError, call

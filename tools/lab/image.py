@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .cache import note_use, remove_unused
 from .errors import LabError, call
 
 SUITE = "bookworm"
@@ -103,6 +104,7 @@ def guest_image(
     names = ("base.qcow2", "vmlinuz", "initrd", "modules")
     image = GuestImage(*(folder / name for name in names))
     if folder.is_dir():
+        note_use(folder)
         return image
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "lock").open("w") as lock:
@@ -125,9 +127,7 @@ def _build(cache: Path, folder: Path, suite: str) -> None:
         _bootstrap(suite, work / "root.tar", log)
         _make_disk(work, done, log)
         os.rename(done, folder)
-    for old in cache.glob("image-*"):
-        if not old.name.endswith(_key()):  # of another recipe; other releases of this one stay
-            shutil.rmtree(old)
+    remove_unused(cache, "image-*")
 
 
 def _bootstrap(suite: str, tar: Path, log: Path) -> None:

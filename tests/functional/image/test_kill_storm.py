@@ -36,7 +36,7 @@ from compact_lab import (
 )
 from image_lab import create, qemu_io, run
 from lab import Disk, GuestSpec, guest_image
-from lab.daemon import CACHE
+from lab.cache import CACHE
 from support import run_module
 
 FULL = os.environ.get("THINVIRT_STORM") == "full"

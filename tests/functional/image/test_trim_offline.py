@@ -13,7 +13,7 @@ import pytest
 from compact_lab import answer, start_module, users_of, wait_for
 from image_lab import run
 from lab.appliance import appliance
-from lab.daemon import CACHE
+from lab.cache import CACHE
 from support import assert_explains, run_module
 
 MIB = 1 << 20
