@@ -4,13 +4,16 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import hashlib
 import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import typing as t
 from pathlib import Path
@@ -154,35 +157,89 @@ def raw_image(path: Path, *, data_mib: int = 16, zeros_mib: int = 24, tail: int 
     return path
 
 
+#: Comes before the module: a qemu-img of ours is found before the real one.
+_HELD = """
+import sys
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image import process
+process.SEARCH_PATH = sys.argv[2] + ":" + process.SEARCH_PATH
+"""
+#: Stops itself in a stage, once, and tells who it is: none ends before a test could stop it.
+_HOLDER = """#!/bin/sh
+if [ "$1" = {stage} ] && mkdir {folder}/held 2>/dev/null; then
+    echo $$ >{folder}/pid
+    kill -STOP $$
+fi
+exec /usr/bin/qemu-img "$@"
+"""
+_HOLDERS: dict[subprocess.Popen, Path] = {}
+
+
+@functools.cache
+def _holders() -> Path:
+    """The folder of what holds; it stays, for modules remember where they found a program."""
+    folder = Path(tempfile.mkdtemp(prefix="thinvirt-hold-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def start(
     *paths: object,
     module: str = "image_compact",
     prefix: t.Sequence[str] = (),
+    hold: str = "",
     **parameters: t.Any,
 ) -> subprocess.Popen:
     """Start a module and do not wait for it; its answer is on its standard output."""
     given = {"uri": "", "min_free_bytes": 0, **parameters}
     if paths:
         given["paths"] = list(map(str, paths))
-    return start_module(module, prefix=prefix, **given)
+    return start_module(module, prefix=prefix, hold=hold, **given)
 
 
 def start_module(
-    module: str, /, *, prefix: t.Sequence[str] = (), **arguments: t.Any
+    module: str, /, *, prefix: t.Sequence[str] = (), hold: str = "", **arguments: t.Any
 ) -> subprocess.Popen:
-    """Start any module, as :func:`start` does."""
+    """Start any module, as :func:`start` does.
+
+    :param hold: the subcommand of qemu-img that stands still when it begins, see
+        :func:`held_child`.
+    """
+    argv = [*prefix, sys.executable, "-c", (_HELD if hold else "") + _RUN, module]
+    holder = Path(tempfile.mkdtemp(dir=_holders())) if hold else None
+    if holder:
+        program = holder / "qemu-img"
+        program.write_text(_HOLDER.format(stage=hold, folder=holder))
+        program.chmod(0o755)
+        argv.append(str(holder))
     process = subprocess.Popen(
-        [*prefix, sys.executable, "-c", _RUN, module],
+        argv,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+    if holder:
+        _HOLDERS[process] = holder
     assert process.stdin is not None
     process.stdin.write(json.dumps(arguments))
     process.stdin.close()
     process.stdin = None
     return process
+
+
+def held_child(process: subprocess.Popen) -> int:
+    """The ``qemu-img`` that stands still, as :func:`start` was asked for; waits for it."""
+    folder = _HOLDERS.pop(process)
+
+    def find() -> int | None:
+        with contextlib.suppress(OSError, ValueError):
+            pid = int((folder / "pid").read_text())
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
+                return pid
+        assert process.poll() is None, answer(process)
+        return None
+
+    return t.cast("int", wait_for(find))
 
 
 def answer(process: subprocess.Popen, *, patience: float = 60) -> dict[str, t.Any]:
@@ -237,15 +294,17 @@ def child_of(process: subprocess.Popen, command: str) -> int:
 @contextlib.contextmanager
 def held(path, stage: str, **parameters):
     """A rewrite of an image that stands still in a stage: the process, and QEMU's in it."""
-    process = start(path, **{"method": "rewrite", **parameters})
+    process = start(path, hold=stage, **{"method": "rewrite", **parameters})
     try:
-        child = child_of(process, stage)
-        os.kill(child, signal.SIGSTOP)
-        yield process, child
+        yield process, held_child(process)
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
+        end(process)
+
+
+def end(process: subprocess.Popen) -> None:
+    """Kill what a test has started, unless it has ended, and close its pipes."""
+    process.kill()
+    process.communicate()
 
 
 def assert_as_it_was(path: Path, before: dict) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -17,6 +18,10 @@ from lab import Lab
 ROOT = Path(__file__).resolve().parents[1]
 LABS = ROOT / ".cache" / "labs"
 LIVE = ROOT / "tests" / "live"
+#: Time limit of a test that is slow; a run of a role in an emulated guest takes minutes.
+SLOW_SECONDS = 1800
+#: What takes longer on a quiet machine has the marker ``slow``, with its reason.
+REASON_SECONDS = 15
 
 
 def pytest_configure() -> None:
@@ -27,15 +32,32 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what lies in tests/live, and let it begin first: it takes longest."""
+    """Mark what lies in tests/live; give what is slow its time, and let it begin first."""
     for item in items:
         if LIVE in item.path.parents:
             item.add_marker("live")
-    items.sort(key=lambda item: LIVE not in item.path.parents)
+        if is_slow(item) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
+    items.sort(key=lambda item: (LIVE not in item.path.parents, not is_slow(item)))
+
+
+def is_slow(item: pytest.Item) -> bool:
+    """Whether a test is left to ``make test-all``; a slow one without a reason is an error."""
+    slow = item.get_closest_marker("slow")
+    if slow and not (slow.args and isinstance(slow.args[0], str)):
+        raise pytest.UsageError(f"{item.nodeid}: slow needs its reason")
+    return bool(slow or item.get_closest_marker("storm"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_was_left_open() -> Iterator[None]:
+    """Have a file or a process that a test has left open turn a test of the same file red."""
+    yield
+    gc.collect()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """End with what the kill storms have hit."""
+    """End with what the kill storms have hit, and with what is slow without saying why."""
     reports = [report for group in terminalreporter.stats.values() for report in group]
     lines = [
         str(value)
@@ -47,6 +69,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if lines:
         terminalreporter.section("kill storms")
         terminalreporter.write("\n".join([*lines, ""]))
+    late = [
+        f"{report.duration:.0f} s {report.nodeid}"
+        for report in reports
+        if getattr(report, "when", "") == "call"
+        and report.duration > REASON_SECONDS
+        and not {"slow", "storm"} & set(report.keywords)
+    ]
+    if late:
+        terminalreporter.section(f"over {REASON_SECONDS} s, and not marked as slow")
+        terminalreporter.write("\n".join([*late, ""]))
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import (
 )
 
 _POLL_SECONDS = 0.5
-#: A guest that is up, and only its agent is not, powers off in order in this time.
+#: A guest that is up, and only its agent is not, powers off in order in this time at most.
 _GRACE_SECONDS = 30
 #: Other runs hold the folder of old configurations for a second or two.
 _PATIENCE_SECONDS = 60
@@ -284,7 +284,7 @@ class Trial:
         """
         restart.patiently(self.guest, lambda: self.guest.write_note(restart.me()))
         try:
-            power.shut_down(self.guest, _GRACE_SECONDS)
+            power.shut_down(self.guest, min(self.shutdown_timeout, _GRACE_SECONDS))
         except RefusedError:
             with signals_wait():
                 self.guest.destroy()

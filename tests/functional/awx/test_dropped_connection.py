@@ -19,6 +19,8 @@ import pytest
 from compact_lab import allocated, image, leftovers, users_of, wait_for
 from ssh_lab import Sshd
 
+pytestmark = pytest.mark.slow("Ansible has to lose a connection, and to find it again")
+
 MIB = 1 << 20
 NAME = "ssh-off"
 #: What Ansible says, at its most talkative, of a look at the work that could not be had.

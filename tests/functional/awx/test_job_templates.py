@@ -17,6 +17,8 @@ from awx_lab import AWX, PROJECT, SURVEYS, survey
 from awx_stand_in import TOKEN, serve
 from support import run_playbook
 
+pytestmark = pytest.mark.slow("the modules of awx.awx ask and answer for each template")
+
 INVENTORY = {"all": {"hosts": {"localhost": {"ansible_connection": "local"}}}}
 CREDENTIAL = "SSH to hypervisors"
 

@@ -198,6 +198,7 @@ def state(lab, folder: Path) -> tuple:
 
 
 @pytest.mark.parametrize("playbook", PLAYBOOKS)
+@pytest.mark.slow("whole playbooks through ansible-runner")
 def test_every_playbook_in_check_mode(lab, off, launch, playbook):
     before = state(lab, off)
     # Guests are played by this machine, which must not be configured as one.
@@ -235,6 +236,7 @@ def test_compact_gives_back_and_says_how_much(off, launch):
     assert run.stats["artifact_data"] == {"thinvirt_freed_bytes": {"hypervisor": freed}}
 
 
+@pytest.mark.slow("whole playbooks through ansible-runner")
 def test_configure_sets_discard_and_audit_sees_it(lab, off, launch):
     assert "discard='unmap'" not in lab.virsh("dumpxml", OFF)
     run = launch("configure", answers("configure", off), "--limit=kvm_hosts")
@@ -246,6 +248,7 @@ def test_configure_sets_discard_and_audit_sees_it(lab, off, launch):
     assert found["errors"] == 0
 
 
+@pytest.mark.slow("whole playbooks through ansible-runner")
 def test_a_report_of_what_was_asked_for(off, launch):
     folder = off / "report"
     run = launch("report", {"thinvirt_domains_lines": OFF, "thin_report_dir": str(folder)})
@@ -255,6 +258,7 @@ def test_a_report_of_what_was_asked_for(off, launch):
     assert (folder / "report.html").is_file()
 
 
+@pytest.mark.slow("whole playbooks through ansible-runner")
 def test_backup_and_restore(lab, off, launch):
     run = launch("backup", answers("backup", off))
     assert run.rc == 0, run.stdout

@@ -65,6 +65,7 @@ def bus(lab, tmp_path, domain):
             domains=[domain],
             state_dir=str(tmp_path / "state"),
             boot_timeout=1,
+            shutdown_timeout=1,
             **arguments,
         )
 

@@ -15,6 +15,8 @@ import pytest
 from lab import Disk, GuestSpec
 from support import run_playbook
 
+pytestmark = pytest.mark.slow("a playbook runs four times")
+
 README = Path(__file__).parents[3] / "roles" / "thin_report" / "README.md"
 NAME = "t-gate"
 

@@ -20,7 +20,7 @@ import subprocess
 import threading
 
 import pytest
-from compact_lab import answer, child_of, start, wait_for
+from compact_lab import answer, child_of, held_child, start, wait_for
 from image_lab import qemu_io, run
 from lab import Disk, GuestSpec
 from live_lab import CONTENT, Writer, assert_one_file
@@ -377,9 +377,9 @@ def test_given_up_in_the_middle(lab, domain, what):
         wish["min_free_bytes"] = free - (4 << 30)
     writer = Writer(lab, guest, random.Random(1))  # noqa: S311
     with writer:
-        process = begin(lab, guest.name, **wish)
+        process = begin(lab, guest.name, hold="compare" if "compared" in what else "", **wish)
         if what == "full when compared":
-            os.kill(child_of(process, "compare"), signal.SIGSTOP)
+            held_child(process)
         if what == "SIGTERM":
             process.send_signal(signal.SIGTERM)
         if what == "destroy":

@@ -12,7 +12,7 @@ import sys
 from xml.etree import ElementTree as ET
 
 import pytest
-from compact_lab import answer, child_of, start_module
+from compact_lab import answer, held_child, start_module
 from lab import Disk, GuestSpec
 from support import _RUN, assert_explains, run_module
 
@@ -279,8 +279,9 @@ def test_a_domain_that_is_changed_while_its_disks_are_copied(lab, guest, dest, t
         state="rebuilt",
         rebuild=rebuild_to(dest),
         state_dir=str(tmp_path / "state"),
+        hold="convert",
     )
-    os.kill(child := child_of(process, "convert"), signal.SIGSTOP)
+    child = held_child(process)
     lab.virsh("setvcpus", guest.name, "1", "--config", "--maximum")
     lab.virsh("desc", guest.name, "--config", "--title", "another")
     before = dump(lab, guest.name)

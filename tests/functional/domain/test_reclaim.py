@@ -65,6 +65,7 @@ def reclaim(lab, folder, members, *domains, **variables):
         ({"zero_fill_complete": True, "kvm_host": "another"}, False),
     ],
 )
+@pytest.mark.slow("a whole playbook each")
 def test_a_guest_that_was_filled_need_not_trim(lab, mute, tmp_path, filled, ok):
     # What the role zero_fill leaves behind; the play of the hypervisor reads it.
     member = {"zero_fill_result": {"domain": mute}} | filled

@@ -17,6 +17,8 @@ from image_lab import qemu_io
 from lab import Disk, GuestSpec
 from support import run_playbook
 
+pytestmark = pytest.mark.slow("playbooks over several hosts, one after the other")
+
 MIB = 1 << 20
 #: No module gets there: Ansible says UNREACHABLE.
 DOWN = {"ansible_remote_tmp": "/proc/nowhere"}

@@ -11,6 +11,8 @@ from xml.etree import ElementTree as ET
 import pytest
 from support import run_playbook
 
+pytestmark = pytest.mark.slow("a role runs several times")
+
 MIB = 1 << 20
 NAME = "w-new"
 

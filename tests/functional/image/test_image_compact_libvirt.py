@@ -22,9 +22,9 @@ from compact_lab import (
     allocated,
     answer,
     assert_same,
-    child_of,
     compact,
     entry_of,
+    held_child,
     image,
     leftovers,
     raw_image,
@@ -226,9 +226,8 @@ def test_it_cannot_start_while_a_copy_is_made_and_starts_afterwards(lab, define,
     path = image(tmp_path / "x.qcow2")
     shutil.copy(path, tmp_path / "pristine")
     guest = define(path)
-    process = start(path, uri=lab.uri, method="rewrite")
-    child = child_of(process, stage)
-    os.kill(child, signal.SIGSTOP)
+    process = start(path, uri=lab.uri, method="rewrite", hold=stage)
+    child = held_child(process)
     refuse_to_start(lab, guest)
     os.kill(child, signal.SIGCONT)
     assert answer(process)["images"][0]["method"] == "rewrite"
@@ -271,9 +270,9 @@ def test_it_cannot_start_while_holes_are_dug(lab, define, tmp_path):
 def test_it_cannot_start_while_it_is_copied_elsewhere(lab, define, tmp_path, stage):
     path, copy = image(tmp_path / "x.qcow2"), tmp_path / "copy.qcow2"
     guest = define(path)
-    process = start_module("image_convert", src=str(path), dest=str(copy), min_free_bytes=0)
-    child = child_of(process, stage)
-    os.kill(child, signal.SIGSTOP)
+    given = {"src": str(path), "dest": str(copy), "min_free_bytes": 0}
+    process = start_module("image_convert", hold=stage, **given)
+    child = held_child(process)
     refuse_to_start(lab, guest)
     os.kill(child, signal.SIGCONT)
     assert answer(process)["changed"]

@@ -16,11 +16,11 @@ from compact_lab import (
     answer,
     assert_as_it_was,
     assert_same,
-    child_of,
     compact,
     entry_of,
     fill,
     held,
+    held_child,
     image,
     leftovers,
     raw_image,
@@ -99,8 +99,8 @@ def test_a_disk_that_becomes_full_while_a_copy_is_made_elsewhere(mounted, tmp_pa
     assert run_module("image_convert", **given)["changed"]
     fill(path, data_mib=16)
     before = state(point)
-    process = start_module("image_convert", **given)
-    os.kill(child := child_of(process, "convert"), signal.SIGSTOP)
+    process = start_module("image_convert", hold="convert", **given)
+    child = held_child(process)
     filler = fill_up(point, leave_bytes=left)
     os.kill(child, signal.SIGCONT)
     result = answer(process)

@@ -15,7 +15,7 @@ import time
 import pytest
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.convert import Request
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.versions import copy_versions
-from compact_lab import answer, child_of, start_module, state
+from compact_lab import answer, held_child, start_module, state
 from image_lab import create, qemu_io, run
 from qcow2_bytes import patch
 from support import assert_explains, run_module
@@ -188,10 +188,9 @@ def test_an_encrypted_image_is_refused(image, tmp_path, check):
 
 def begun(image, dest, stage="convert"):
     """A copy that stands still in a stage: the process, and QEMU's in it."""
-    process = start_module("image_convert", src=image, dest=str(dest), min_free_bytes=0)
-    child = child_of(process, stage)
-    os.kill(child, signal.SIGSTOP)
-    return process, child
+    given = {"src": image, "dest": str(dest), "min_free_bytes": 0}
+    process = start_module("image_convert", hold=stage, **given)
+    return process, held_child(process)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

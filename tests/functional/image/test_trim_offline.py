@@ -16,6 +16,8 @@ from lab.appliance import appliance
 from lab.cache import CACHE
 from support import assert_explains, run_module
 
+pytestmark = pytest.mark.slow("libguestfs boots its appliance, without KVM")
+
 MIB = 1 << 20
 EXT4_AT, EXT4_MIB = MIB, 512
 NTFS_AT, NTFS_MIB = 520 * MIB, 64

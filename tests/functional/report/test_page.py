@@ -510,6 +510,7 @@ def test_it_prints_all_rows_on_white(browser, folder) -> None:
     assert "Used by" in text
 
 
+@pytest.mark.slow("a large page is drawn three times")
 def test_a_thousand_disks(browser, folder) -> None:
     """The goal is 5 s; this is what even a machine under load must do. Figures: see -s."""
     path = folder / "many.html"

@@ -17,6 +17,8 @@ from image_lab import create
 from support import run_playbook
 from wsman_stand_in import serve
 
+pytestmark = pytest.mark.slow("two roles over a connection to Windows")
+
 SDELETE = r"\\files\tools\sdelete64.exe"
 CONSENT = {
     "zero_fill_windows_sdelete": SDELETE,
