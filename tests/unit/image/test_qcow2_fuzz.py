@@ -78,7 +78,10 @@ def test_mutated_snapshot_tables():
 def test_the_worst_header_takes_no_time():
     extensions = [made.extension(n, b"") for n in range(1, 200000)]
     data = made.header(*extensions, cluster_bits=21, pad=1 << 21)
-    begin = time.process_time()  # other tests may have the processor meanwhile
-    with pytest.raises(ImageError, match="one too many"):
-        qcow2.parse_header(data, file_length=1 << 30)
-    assert time.process_time() - begin < 0.1
+    times = []
+    for _attempt in range(5):  # in one of them Python may clean up after other tests
+        begin = time.process_time()
+        with pytest.raises(ImageError, match="one too many"):
+            qcow2.parse_header(data, file_length=1 << 30)
+        times.append(time.process_time() - begin)
+    assert min(times) < 0.1
