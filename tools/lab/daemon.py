@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from . import processes
+from . import processes, warm
 from .accel import kvm_works
 from .cache import CACHE
 from .domain import Boot, Disk, GuestSpec, domain_xml
@@ -170,49 +170,77 @@ class Lab:
 
     def create(self, spec: GuestSpec) -> Guest:
         """Make the disks of a guest and define it (anew, if it exists); does not start it."""
-        image = self._image(spec.suite)
-        if spec.name in self.virsh("list", "--all", "--name").splitlines():
-            self.guest(spec.name).destroy()
-            leftovers = ("--managed-save", "--snapshots-metadata", "--checkpoints-metadata")
-            self.virsh("undefine", spec.name, *leftovers)
+        self.forget(spec.name)
         spec = dataclasses.replace(
-            spec, disks=tuple(self._make_disk(spec.name, disk, image) for disk in spec.disks)
+            spec, disks=tuple(self.make_disk(spec, disk) for disk in spec.disks)
         )
-        boot = Boot(
-            kernel=image.kernel,
-            initrd=image.initrd,
-            serial_log=self.state / "log" / f"{spec.name}-serial.log",
-            kvm=self._kvm(),
-        )
-        definition = self.state / "tmp" / f"{spec.name}.xml"
-        definition.write_text(domain_xml(spec, boot), encoding="utf-8")
-        self.virsh("define", str(definition))
+        self.define(spec.name, domain_xml(spec, self.boot(spec)))
         return Guest(spec, self.virsh)
+
+    def warm(self, spec: GuestSpec) -> Guest:
+        """A guest that runs and whose agent answers, restored instead of booted.
+
+        What it may be, and what it has of its own: see :mod:`lab.warm`. A start is a cold boot.
+
+        :raises LabError: the guest can't be had so, or a step failed; then nothing is left of it.
+        """
+        return warm.guest(self, spec, self._say)
 
     def guest(self, name: str) -> Guest:
         """A guest that was created earlier, perhaps by another process; knows no disks."""
         return Guest(GuestSpec(name, disks=()), self.virsh)
 
-    def _make_disk(self, guest: str, disk: Disk, image: GuestImage) -> Disk:
+    def define(self, name: str, xml: str) -> None:
+        """Have libvirt know a domain."""
+        definition = self.state / "tmp" / f"{name}.xml"
+        definition.write_text(xml, encoding="utf-8")
+        self.virsh("define", str(definition))
+
+    def forget(self, name: str) -> None:
+        """Pull the plug of a guest and undefine it, if there is one of that name."""
+        if name not in self.virsh("list", "--all", "--name").splitlines():
+            return
+        self.guest(name).destroy()
+        leftovers = ("--managed-save", "--snapshots-metadata", "--checkpoints-metadata")
+        if name in self.virsh("list", "--all", "--name").splitlines():  # it was not transient
+            self.virsh("undefine", name, *leftovers)
+
+    def boot(self, spec: GuestSpec) -> Boot:
+        """How a guest boots here."""
+        image = self.image(spec.suite)
+        return Boot(
+            kernel=image.kernel,
+            initrd=image.initrd,
+            serial_log=self.state / "log" / f"{spec.name}-serial.log",
+            kvm=self._kvm(),
+        )
+
+    def make_disk(self, spec: GuestSpec, disk: Disk, *, root: Path | None = None) -> Disk:
+        """Make a disk of a guest, unless it is there already; returns it with its path.
+
+        :param root: what a root disk is a copy of, if not of the guest image.
+        """
         if disk.path is not None:
             return disk
-        path = self.state / "disks" / f"{guest}-{disk.target}.{disk.format}"
+        path = self.state / "disks" / f"{spec.name}-{disk.target}.{disk.format}"
         path.unlink(missing_ok=True)
         argv: list[str | Path] = ["qemu-img", "create", "-q", "-f", disk.format, path]
-        if not disk.root:
-            argv.append(str(disk.size_bytes))
-        elif disk.format == "qcow2":
-            argv = ["cp", "--reflink=auto", "--sparse=always", image.disk, path]
+        if disk.root:
+            source = root or self.image(spec.suite).disk
+            argv = ["cp", "--reflink=auto", "--sparse=always", source, path]
+            if disk.format != "qcow2":
+                argv = ["qemu-img", "convert", "-O", disk.format, source, path]
         else:
-            argv = ["qemu-img", "convert", "-O", disk.format, image.disk, path]
+            argv.append(str(disk.size_bytes))
         call(argv, timeout=120)
         return dataclasses.replace(disk, path=path)
 
-    def _image(self, suite: str = SUITE) -> GuestImage:
+    def image(self, suite: str = SUITE) -> GuestImage:
+        """The guest image, built if it isn't there yet."""
         return guest_image(self.cache, self._say, suite=suite)
 
     def _kvm(self) -> bool:
-        return kvm_works(self._image().kernel, self.cache, self._say)
+        return kvm_works(self.image().kernel, self.cache, self._say)
 
     def _is_up(self) -> bool:
         if not processes.owned_pids(self.state):

@@ -71,10 +71,14 @@ def _add(parent: ET.Element, tag: str, text: str | None = None, **attributes: st
     return element
 
 
-def _add_disk(devices: ET.Element, disk: Disk) -> None:
+def disk_element(disk: Disk) -> ET.Element:
+    """A disk as a domain has it.
+
+    :raises ValueError: it has no path.
+    """
     if disk.path is None:
         raise ValueError(f"disk {disk.target} has no path")
-    element = _add(devices, "disk", type="file", device=disk.device)
+    element = ET.Element("disk", type="file", device=disk.device)
     driver = _add(element, "driver", name="qemu", type=disk.format)
     for name in ("discard", "detect_zeroes"):
         if (value := getattr(disk, name)) is not None:
@@ -85,6 +89,7 @@ def _add_disk(devices: ET.Element, disk: Disk) -> None:
         _add(element, "serial", disk.serial)
     if disk.readonly:
         _add(element, "readonly")
+    return element
 
 
 def domain_xml(spec: GuestSpec, boot: Boot) -> str:
@@ -109,7 +114,7 @@ def domain_xml(spec: GuestSpec, boot: Boot) -> str:
         _add(domain, "cpu", mode=boot.cpu_mode)
     devices = _add(domain, "devices")
     for disk in spec.disks:
-        _add_disk(devices, disk)
+        devices.append(disk_element(disk))
     if any(disk.bus == "scsi" for disk in spec.disks):
         _add(devices, "controller", type="scsi", model="virtio-scsi")
     _add(devices, "controller", type="usb", model="none")

@@ -110,7 +110,9 @@ class Guest:
 
     def _until(self, timeout: float, complaint: str, done: Callable[[], bool]) -> None:
         deadline = time.monotonic() + timeout
+        pause = 0.05
         while not done():
             if time.monotonic() > deadline:
                 raise LabError(f"guest {self.name}: {complaint} within {timeout:.0f} s")
-            time.sleep(0.2)
+            time.sleep(pause)
+            pause = min(0.2, 1.5 * pause)
