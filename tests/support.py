@@ -22,6 +22,9 @@ _FORKED.set_forkserver_preload(module_process.IMPORTED)
 #: even get to the checkout.
 WITHOUT_OVERRIDE = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
 
+#: Holds guest_exec, by which Ansible reaches a guest's agent in less time.
+CONNECTIONS = Path(__file__).with_name("plugins") / "connection"
+
 _RUN = """
 import importlib, json, sys
 from ansible.module_utils.testing import patch_module_args
@@ -107,10 +110,15 @@ def run_playbook(
     :param patience: seconds.
     """
     (folder / "inventory.json").write_text(json.dumps(inventory))
+    settings = {
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_STDOUT_CALLBACK": callback,
+        "ANSIBLE_CONNECTION_PLUGINS": str(CONNECTIONS),
+    }
     return subprocess.run(
         ["ansible-playbook", "-i", "inventory.json", *options, playbook],
         cwd=folder,
-        env=os.environ | {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_STDOUT_CALLBACK": callback},
+        env=os.environ | settings,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
