@@ -41,14 +41,12 @@ def writing(lab):
     """A guest that writes to two disks of its own."""
     disks = [Disk("sda", root=True)]
     disks += [Disk(f"sd{n}", serial=name, size_bytes=GIB) for n, name in (("b", "a"), ("c", "b"))]
-    guest = lab.create(GuestSpec("bk", disks=tuple(disks)))
     try:
-        guest.start()
+        guest = lab.warm(GuestSpec("bk", disks=tuple(disks)))
         begin_to_write(guest, fresh=True)
         yield guest
     finally:
-        guest.destroy()
-        lab.virsh("undefine", guest.name)
+        lab.forget("bk")
 
 
 def begin_to_write(guest, *, fresh=False):
@@ -151,7 +149,10 @@ def test_restored_it_boots_beside_the_original(lab, writing, tmp_path):
 
 
 def booted(lab, version, disks) -> dict:
-    """Restore a version by the playbook, beside the original; it boots and checks its own disks."""
+    """Restore a version by the playbook, beside the original; it boots and checks its own disks.
+
+    A cold boot: that a restored guest boots is what its administrator wants to know.
+    """
     here = {
         "ansible_connection": "local",
         "ansible_python_interpreter": "/usr/bin/python3",
@@ -346,7 +347,7 @@ def test_what_serves_it_is_killed(lab, writing, tmp_path, victim):
             # The run may have been done before, and libvirt learns of the kill only now.
             wait_for(lambda: writing.state() == "shut off", seconds=60)
             assert_nothing_left(lab, writing, tmp_path)
-            writing.start()
+            writing.start()  # a cold boot: its QEMU was killed, and its disks are as that left them
             begin_to_write(writing)
         else:
             assert "Traceback" not in json.dumps(result)

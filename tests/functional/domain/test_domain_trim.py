@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""domain_trim on one booted guest, and on others that have no system and no agent.
+"""domain_trim on one guest that runs, and on others that have no system and no agent.
 
 Blocks are counted with stat.  Agents that misbehave, and that of Windows: test_domain_trim_agents.
 """
@@ -23,24 +23,17 @@ FOLDERS = {"sda": "/waste", "vdb": "/mnt/waste"}
 @pytest.fixture(scope="module")
 def booted(lab):
     """A guest with its system on a qcow2 disk and /mnt on a raw one; both pass discards on."""
-    guest = lab.create(
-        GuestSpec(
-            NAME,
-            disks=(
-                Disk("sda", "scsi", root=True, discard="unmap"),
-                Disk("vdb", "virtio", size_bytes=256 * MIB, format="raw", discard="unmap"),
-            ),
-        )
+    disks = (
+        Disk("sda", "scsi", root=True, discard="unmap"),
+        Disk("vdb", "virtio", size_bytes=256 * MIB, format="raw", discard="unmap"),
     )
     try:
-        guest.start()
-        guest.wait_for_agent()
+        guest = lab.warm(GuestSpec(NAME, disks=disks))
         guest.run("mkfs.ext4", "-q", "/dev/vda")  # the only virtio disk, whatever its target
         guest.run("mount", "/dev/vda", "/mnt")
         yield guest
     finally:
-        guest.destroy()
-        lab.virsh("undefine", NAME)
+        lab.forget(NAME)
 
 
 @pytest.fixture

@@ -49,10 +49,8 @@ def wait_for_stand_in(guest):
 @pytest.fixture(scope="module")
 def guest(lab):
     """A guest with something to trim, whose agent was exchanged for the stand-in."""
-    guest = lab.create(GuestSpec(NAME, disks=(Disk("sda", root=True, discard="unmap"),)))
     try:
-        guest.start()
-        guest.wait_for_agent()
+        guest = lab.warm(GuestSpec(NAME, disks=(Disk("sda", root=True, discard="unmap"),)))
         guest.run("dd", "if=/dev/urandom", "of=/waste", "bs=1M", f"count={WASTE_MIB}", "conv=fsync")
         guest.run("rm", "/waste")
         guest.run("sync")
@@ -61,8 +59,7 @@ def guest(lab):
         wait_for_stand_in(guest)
         yield guest
     finally:
-        guest.destroy()
-        lab.virsh("undefine", NAME)
+        lab.forget(NAME)
 
 
 def blocks(guest):
