@@ -12,6 +12,7 @@ From Python (``tools`` on the path; standard library only)::
         guest.start()
         guest.wait_for_agent()                 # lab.uri is for virsh, libvirt and Ansible
         print(guest.run("lsblk", "-D").stdout, guest.disk("sdb").path)
+        other = lab.warm(GuestSpec("g2"))      # runs already: restored, not booted
 
 From a shell: ``PYTHONPATH=tools python3 -m lab --state .cache/mylab up spec.json``, then
 ``exec g1 lsblk``, ``virsh list``, ``down`` (see ``--help``).

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is built once on a machine, for every checkout on it: guest images, roots of releases.
+"""What is made once on a machine, for every checkout on it: guest images, saves, roots of releases.
 
 Each is kept under a checksum of its recipe, so checkouts with other recipes keep theirs beside it.
 """
