@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The role linux_guest on a guest with one disk of each kind; blocks are counted with stat.
 
-The role kvm_host's part that trims is tried on the same guest, in a hypervisor's place.
+The role kvm_host's part that trims is tried on a guest in a hypervisor's place.
 
-The guest has no network and is reached through its agent.  The tests build on each other in the
-order of this file, as a life of a guest does; each begins by writing and deleting files.
+Guests have no network and are reached through their agents.  Each test has one of its own, which
+was restored and not booted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from lab import Disk, GuestSpec
 from support import run_playbook
 
 MIB = 1 << 20
-NAME = "lg-kinds"
 PATIENCE = 600  # seconds, on a machine that has other work
 WASTE_MIB = 64
 # More than its tables, which may be allocated and are not in what a file system counts.
@@ -110,9 +109,9 @@ PLAY = """
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def guest(lab):
-    """All disks pass discards on but sdf, whose discards QEMU drops."""
+    """Nothing in it is as the role has it. All disks pass discards on but sdf: QEMU drops those."""
     disks = [
         Disk(
             target,
@@ -122,19 +121,18 @@ def guest(lab):
         )
         for target, (serial, _path) in DISKS.items()
     ]
-    guest = lab.create(GuestSpec(NAME, disks=(ROOT, *disks), memory_mib=768))
+    guest = lab.warm(GuestSpec("lg-kinds", disks=(ROOT, *disks)))
     try:
-        guest.start()
-        guest.wait_for_agent(timeout=PATIENCE)
         guest.run("/bin/sh", "-c", SETUP, "sh", MAKE_CPIO, timeout=PATIENCE)
         yield guest
     finally:
-        guest.destroy()
-        lab.virsh("undefine", NAME)
+        lab.forget(guest.name)
 
 
 class Run:
-    """An applied role: what it did and changed, what it found, the trims, why it failed."""
+    """An applied role: what it did and changed, what it found at first and in the end, the trims,
+    why it failed.
+    """
 
     def __init__(self, report):
         results = [
@@ -148,14 +146,18 @@ class Run:
         self.told = " ".join(str(result.get("msg")) for name, result in results if name == TOLD)
         self.failure = " ".join(result["msg"] for _name, result in results if result.get("failed"))
         self.calls = [result for name, result in results if name == TRIM]
-        last = [result for name, result in results if "findings" in result][-1]
-        self.findings = {finding["id"] for finding in last["findings"]}
+        looks = [
+            {finding["id"] for finding in result["findings"]}
+            for _name, result in results
+            if "findings" in result
+        ]
+        self.found, self.findings = looks[0], looks[-1]
 
 
 def apply_role(lab, guest, folder, *options, ok=True, **variables):
     """Apply the role to a guest with these variables, its hypervisor being this machine."""
     g1 = {
-        "ansible_connection": "community.libvirt.libvirt_qemu",
+        "ansible_connection": "guest_exec",
         "ansible_libvirt_uri": lab.uri,
         "ansible_host": guest.name,
         "ansible_python_interpreter": "/usr/bin/python3",
@@ -223,12 +225,15 @@ BROKEN = {
 }
 
 
-def test_check_mode_tells_and_changes_nothing(guest, apply):
-    before = settings(guest)
-    run = apply("--check", **WANTED)
-    assert settings(guest) == before
-    assert run.findings == BROKEN
-    assert run.changed == {
+@pytest.mark.slow("the role's tasks, each some seconds in a guest without KVM, and disks to fill")
+def test_a_neglected_guest_trims_itself_and_is_cured_of_the_void(lab, guest, apply, tmp_path):
+    """It is set up, trims all that it can, and the second run changes nothing but what it cures.
+
+    Check mode: tests/functional/guest.
+    """
+    run = apply(**WANTED)
+    assert run.found == BROKEN
+    assert run.changed >= {
         "Say when the timer fires",
         "Trim what is not in fstab as well, or as the distribution has it",
         "Have the timer run, now and after a reboot",
@@ -236,11 +241,22 @@ def test_check_mode_tells_and_changes_nothing(guest, apply):
         "Allow discards of the encrypted disks that stop them",
         "Name the driver in the settings of what makes it",
     }
-
-
-def test_the_guest_trims_itself_and_what_is_not_in_fstab(guest, apply):
-    run = apply(**WANTED)
     assert run.findings == {"guest-discard-dm-crypt-reopen", "guest-mount-nodiscard"}
+    assert_set_up(guest)
+    assert_trims_what_it_can(guest)
+    assert_trims_luks_once_it_is_opened_anew(guest)
+
+    unchanged = settings(guest)
+    held = into_the_void(lab, guest, tmp_path)
+    run = apply(**WANTED, **ANSWER, linux_guest_untrimmed="remount")
+    assert_noticed_and_cured(guest, run, held)
+    assert "/mnt/void ext4 rw,relatime" in shell(guest, "cat /proc/mounts")
+    assert run.changed <= {TRIM, "Mount the file systems anew"}
+    assert settings(guest) == unchanged
+    assert run.findings == {"guest-mount-nodiscard"}
+
+
+def assert_set_up(guest):
     assert guest.run("systemctl", "is-enabled", "fstrim.timer").stdout == "enabled\n"
     assert guest.run("systemctl", "is-active", "fstrim.timer").stdout == "active\n"
     timer = guest.run("systemctl", "show", "fstrim.timer").stdout
@@ -252,6 +268,8 @@ def test_the_guest_trims_itself_and_what_is_not_in_fstab(guest, apply):
     assert "/virtio_scsi.ko" in listing
     assert "usr/sbin/modprobe\n" in listing, "a whole one"
 
+
+def assert_trims_what_it_can(guest):
     before = waste(guest, "sda", "sdb", "sdc", "sdd", "sde")
     guest.run("systemctl", "start", "fstrim.service", timeout=PATIENCE)
     freed = freed_mib(guest, before)
@@ -261,7 +279,7 @@ def test_the_guest_trims_itself_and_what_is_not_in_fstab(guest, apply):
     assert freed["sdf"] < 1, "QEMU drops those of sdf"
 
 
-def test_luks_passes_discards_once_it_is_opened_anew(guest):
+def assert_trims_luks_once_it_is_opened_anew(guest):
     before = blocks(guest)
     shell(
         guest,
@@ -269,18 +287,6 @@ def test_luks_passes_discards_once_it_is_opened_anew(guest):
         "&& mount /mnt/luks && fstrim /mnt/luks",
     )
     assert freed_mib(guest, before)["sdd"] > 0.9 * WASTE_MIB
-
-
-def test_a_guest_that_trimmed_into_the_void(lab, guest, apply, tmp_path):
-    """It is also the second run: nothing but this is changed."""
-    unchanged = settings(guest)
-    held = into_the_void(lab, guest, tmp_path)
-    run = apply(**WANTED, **ANSWER, linux_guest_untrimmed="remount")
-    assert_noticed_and_cured(guest, run, held)
-    assert "/mnt/void ext4 rw,relatime" in shell(guest, "cat /proc/mounts")
-    assert run.changed <= {TRIM, "Mount the file systems anew"}
-    assert settings(guest) == unchanged
-    assert run.findings == {"guest-mount-nodiscard"}
 
 
 @pytest.mark.storm
@@ -302,7 +308,6 @@ def test_the_void_is_filled_with_zeros(lab, guest, apply, tmp_path):
 @pytest.mark.storm
 @ONLY_STORM
 def test_a_reboot_has_the_guest_forget_the_void(lab, guest, apply, tmp_path):
-    """The last one: what was mounted by hand is not mounted afterwards."""
     held = into_the_void(lab, guest, tmp_path)
     booted = boot(guest)
     run = apply(**WANTED, **ANSWER, linux_guest_untrimmed="report")
@@ -363,8 +368,10 @@ def pass_discards(lab, guest, tmp_path, *, on):
     guest.wait_for_agent(timeout=PATIENCE)
 
 
-def test_a_hypervisor_trims_itself(lab, guest, tmp_path):
-    """It has no network, so nothing can be installed there."""
+@pytest.mark.slow("a task by the connection that is shipped, twice, without KVM")
+def test_a_hypervisor_trims_itself(lab, tmp_path):
+    """By the connection that users have. There is no network, so nothing can be installed."""
+    guest = lab.warm(GuestSpec("lg-host", disks=(ROOT,)))
     variables = {
         "ansible_connection": "community.libvirt.libvirt_qemu",
         "ansible_libvirt_uri": lab.uri,
@@ -374,20 +381,20 @@ def test_a_hypervisor_trims_itself(lab, guest, tmp_path):
     }
     (tmp_path / "play.yml").write_text(PLAY.replace("linux_guest", "kvm_host"))
 
-    def changed(*options):
+    def changed():
         inventory = {"guests": {"hosts": {"hypervisor": variables}}}
-        done = run_playbook(tmp_path, "play.yml", inventory, *options, patience=PATIENCE)
+        done = run_playbook(tmp_path, "play.yml", inventory, patience=PATIENCE)
         assert done.returncode == 0, done.stdout
         return int(re.search(r"changed=(\d+)", done.stdout)[1])
 
-    guest.run("systemctl", "disable", "--now", "fstrim.timer")
-    guest.run("systemctl", "mask", "fstrim.timer")
-    assert changed("--check") == 1
-    assert guest.run("systemctl", "is-enabled", "fstrim.timer", check=False).stdout == "masked\n"
-    assert changed() == 1
-    assert guest.run("systemctl", "is-enabled", "fstrim.timer").stdout == "enabled\n"
-    assert guest.run("systemctl", "is-active", "fstrim.timer").stdout == "active\n"
-    assert changed() == 0
+    try:
+        guest.run("systemctl", "mask", "fstrim.timer")
+        assert changed() == 1
+        assert guest.run("systemctl", "is-enabled", "fstrim.timer").stdout == "enabled\n"
+        assert guest.run("systemctl", "is-active", "fstrim.timer").stdout == "active\n"
+        assert changed() == 0
+    finally:
+        lab.forget(guest.name)
 
 
 @pytest.mark.storm
@@ -395,10 +402,8 @@ def test_a_hypervisor_trims_itself(lab, guest, tmp_path):
 @pytest.mark.parametrize("suite", ["bullseye", "trixie"])
 def test_other_releases_of_debian(lab, tmp_path, suite):
     """In short: it trims itself, and a second run changes nothing."""
-    guest = lab.create(GuestSpec(f"lg-{suite}", suite=suite, disks=(ROOT,)))
+    guest = lab.warm(GuestSpec(f"lg-{suite}", suite=suite, disks=(ROOT,)))
     try:
-        guest.start()
-        guest.wait_for_agent(timeout=PATIENCE)
         assert apply_role(lab, guest, tmp_path).findings == set()
         assert guest.run("systemctl", "is-enabled", "fstrim.timer").stdout == "enabled\n"
         assert guest.run("systemctl", "is-active", "fstrim.timer").stdout == "active\n"
@@ -407,5 +412,4 @@ def test_other_releases_of_debian(lab, tmp_path, suite):
         assert freed_mib(guest, before)["sda"] > 0.9 * WASTE_MIB
         assert apply_role(lab, guest, tmp_path).changed == set()
     finally:
-        guest.destroy()
-        lab.virsh("undefine", guest.name)
+        lab.forget(guest.name)

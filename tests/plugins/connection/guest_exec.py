@@ -5,6 +5,9 @@
 community.libvirt.libvirt_qemu has none: it makes a folder, copies the module there, sets its mode,
 runs it and removes the folder, and each of these starts a shell in the guest.
 
+Most of the time goes to what Python compiles of each module, which comes without bytecode.  The
+guest keeps that until it is off.
+
 The module does not come as the ``input-data`` of guest-exec: with 200 kB and more of it the agent
 often gives no answer, to that call or to any later one (QEMU 7.2).
 """
@@ -53,6 +56,29 @@ CHUNK_BYTES = 48 << 10
 POLL_SECONDS = 0.05
 #: Opens the file, which goes at once, and becomes the program.
 READING = 'exec <"$0" && rm -f "$0" && exec "$@"'
+#: How what ansible-core has packed ends, and what is put before it.
+BEGIN = b'\nif __name__ == "__main__":\n'
+KEEPING = b"""
+def _keep_bytecode():
+    import _imp, hashlib, marshal, os, zipimport
+    make = zipimport._compile_source
+    def compiled(path, source):
+        kept = "/run/guest_exec-bytecode/" + hashlib.sha256(source).hexdigest()
+        try:
+            with open(kept, "rb") as file:
+                code = marshal.load(file)
+        except OSError:
+            code = make(path, source)
+            os.makedirs(os.path.dirname(kept), exist_ok=True)
+            temp = kept + "." + str(os.getpid())
+            with open(temp, "wb") as file:
+                marshal.dump(code, file)
+            os.rename(temp, kept)
+        _imp._fix_co_filename(code, path)
+        return code
+    zipimport._compile_source = compiled
+_keep_bytecode()
+"""
 
 
 class Connection(shipped.Connection):
@@ -68,6 +94,7 @@ class Connection(shipped.Connection):
         super(shipped.Connection, self).exec_command(cmd, in_data=in_data, sudoable=sudoable)
         argv = shlex.split(to_text(cmd))
         if in_data is not None:
+            in_data = in_data.replace(BEGIN, KEEPING + BEGIN)
             argv = ["/bin/sh", "-c", READING, self._write(in_data), *argv]
         call = {"path": argv[0], "arg": argv[1:], "capture-output": True}
         pid = self._ask("guest-exec", **call)["pid"]
