@@ -40,15 +40,24 @@ class Guest:
     @property
     def calls(self) -> list[Call]:
         """Names and arguments of the modules that were run, in their order."""
+        return [(name, arguments) for name, arguments, _check in self._noted()]
+
+    @property
+    def done(self) -> list[str]:
+        """Names of the modules that were run otherwise than in check mode."""
+        return [name for name, _arguments, check in self._noted() if not check]
+
+    def _noted(self) -> list[tuple[str, dict[str, Any], bool]]:
         lines = self._calls.read_text().splitlines() if self._calls.exists() else []
         return [tuple(json.loads(line)) for line in lines]
 
 
 def main() -> None:
     folder, packed = Path(sys.argv[1]), Path(sys.argv[2])
-    name, arguments = _module(ast.parse(packed.read_text()))
+    name, given = _module(ast.parse(packed.read_text()))
+    arguments = {key: value for key, value in given.items() if key[0] != "_"}
     with (folder / "calls").open("a+") as file:
-        file.write(json.dumps([name, arguments]) + "\n")
+        file.write(json.dumps([name, arguments, given["_ansible_check_mode"]]) + "\n")
         file.seek(0)
         calls = [json.loads(line)[0] for line in file]
     answer = json.loads((folder / "answers.json").read_text()).get(name, {"changed": True})
@@ -64,7 +73,7 @@ def _module(tree: ast.Module) -> Call:
             given = {word.arg: word.value for word in node.keywords}
             name = ast.literal_eval(given["module_fqn"]).rpartition(".")[2]
             params = json.loads(ast.literal_eval(given["params"]))["ANSIBLE_MODULE_ARGS"]
-            return name, {key: value for key, value in params.items() if key[0] != "_"}
+            return name, params
     raise SystemExit("this is not how ansible-core packs a module any more")
 
 

@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the role virtio_scsi refuses before it talks to a guest, and what it does with a guest that
-came up and misses something; guests that run are in tests/live.
+"""What the role virtio_scsi refuses before it talks to a guest, what it does in check mode, with a
+guest that was moved already, and with one that came up and misses something; guests that run are in
+tests/live.
 
 The domains have no system.  Nobody answers for them, so a play that goes on where it should stop
-fails as well, but in other words.  In the last test stand-ins answer for hypervisor and guest.
+fails as well, but in other words.  In the last tests stand-ins answer for hypervisor and guest.
 """
 
 from __future__ import annotations
@@ -116,64 +117,91 @@ def mounted(*mount_points):
     return [{"uuid": f"uuid-of-{each}", "mount_point": each} for each in mount_points]
 
 
-def test_a_guest_that_came_up_without_a_file_system_gets_its_old_bus_back(tmp_path):
-    """This tests what the role asks for; that domain_disk_bus does it is in tests/live."""
-    name = NAMES[0]
-    part = {"name": name, "changed": True, "active": True, "findings": []}
-    calm = {"changed": False, "stale_grub_cfg": [], "initramfs_stale": False, "files": []}
-    hypervisor = Guest(
-        tmp_path / "hypervisor",
-        {
-            "domain_disk_bus": [
-                {"changed": False, "domains": [{"name": name, "recovered": ""}]},
-                {"changed": True, "domains": [part]},
-                {"changed": True, "domains": [part]},
-                {"changed": True},
-            ]
-        },
-    )
-    guest = Guest(
-        tmp_path / "guest",
-        {
-            "linux_guest_info": {"initramfs": {"virtio_scsi": True, "path": "/boot/initrd"}},
-            "linux_guest_device_names": [
-                {**calm, "mounted": mounted("/", "/mnt")},
-                {**calm, "mounted": mounted("/", "/mnt")},
-                {**calm, "mounted": mounted("/")},
-            ],
+NAME = NAMES[0]
+PART = {"name": NAME, "changed": True, "active": True, "findings": []}
+CALM = {"changed": False, "stale_grub_cfg": [], "initramfs_stale": False, "files": []}
+INITRAMFS = {"virtio_scsi": True, "path": "/boot/initrd", "generator": "initramfs-tools"}
+NOTHING_LEFT = {"changed": False, "domains": [{"name": NAME, "recovered": ""}]}
+
+
+class Played:
+    """A run of the playbook in which stand-ins answer for a hypervisor and a guest of it."""
+
+    def __init__(self, folder, bus, names, *options):
+        answers = {
+            "linux_guest_info": {"initramfs": INITRAMFS},
+            "linux_guest_device_names": names,
             "command": {"changed": False, "rc": 0, "stdout": ""},
             "ping": {"ping": "pong"},
-        },
-    )
-    hosts = {
-        "hypervisor": {"ansible_python_interpreter": str(hypervisor.python)},
-        name: {"ansible_python_interpreter": str(guest.python), "kvm_host": "hypervisor"},
+        }
+        self.hypervisor = Guest(folder / "hypervisor", {"domain_disk_bus": bus})
+        self.guest = Guest(folder / "guest", answers)
+        local = {"ansible_connection": "local", "ansible_remote_tmp": str(folder / "tmp")}
+        hypervisor = {**local, "ansible_python_interpreter": str(self.hypervisor.python)}
+        guest = {**local, "ansible_python_interpreter": str(self.guest.python)}
+        inventory = {
+            "kvm_hosts": {"hosts": {"hypervisor": hypervisor}},
+            "kvm_linux_guests": {"hosts": {NAME: {**guest, "kvm_host": "hypervisor"}}},
+            "kvm_windows_guests": {},
+        }
+        given = {
+            "virtio_scsi_async_seconds": 0,
+            "__virtio_scsi_mount_delay": 0,
+            "virtio_scsi_boot_timeout": 7,
+        }
+        extra = ("-e", json.dumps(given))
+        done = run_playbook(
+            folder, "thinvirt.kvm.virtio_scsi", inventory, *extra, *options, patience=240
+        )
+        self.rc, self.output = done.returncode, " ".join(done.stdout.split())
+        self.asked = [
+            (given.get("state"), given.get("power"))
+            for module, given in self.hypervisor.calls
+            if module == "domain_disk_bus" and given["domains"] == [NAME]
+        ]
+
+
+def test_check_mode_asks_for_all_of_it_and_has_nothing_done(tmp_path):
+    """That the modules change nothing then: tests/functional, for a guest's files tests/live."""
+    names = {
+        **CALM,
+        "changed": True,
+        "mkconfig": "grub-mkconfig",
+        "stale_grub_cfg": ["/boot/grub/grub.cfg"],
+        "initramfs_stale": True,
+        "mounted": mounted("/"),
     }
-    for each in hosts.values():
-        each.update(ansible_connection="local", ansible_remote_tmp=str(tmp_path / "tmp"))
-    inventory = {
-        "kvm_hosts": {"hosts": {"hypervisor": hosts["hypervisor"]}},
-        "kvm_linux_guests": {"hosts": {name: hosts[name]}},
-        "kvm_windows_guests": {},
-    }
-    given = {
-        "virtio_scsi_async_seconds": 0,
-        "__virtio_scsi_mount_delay": 0,
-        "virtio_scsi_boot_timeout": 7,
-    }
-    done = run_playbook(
-        tmp_path, "thinvirt.kvm.virtio_scsi", inventory, "-e", json.dumps(given), patience=240
-    )
-    output = " ".join(done.stdout.split())
-    assert done.returncode == 2, done.stdout
-    assert f"{name} came up on virtio-scsi, but not with the file systems that it had" in output
-    assert "it runs on its old bus again. Missing: /mnt." in output
-    asked = [arguments for module, arguments in hypervisor.calls if module == "domain_disk_bus"]
-    assert [(each.get("state"), each["domains"]) for each in asked] == [
-        ("recovered", [name]),
-        (None, [name]),
-        (None, [name]),
-        ("restored", [name]),
+    moving = {"changed": True, "domains": [PART]}
+    played = Played(tmp_path, [NOTHING_LEFT, moving, moving], names, "--check")
+    assert played.rc == 0, played.output
+    assert played.asked == [("recovered", None), (None, "cycle"), (None, "cycle")]
+    assert "linux_guest_device_names" in [name for name, _given in played.guest.calls]
+    assert played.hypervisor.done == played.guest.done == []
+
+
+def test_a_guest_that_was_moved_is_left_alone(tmp_path):
+    part = {**PART, "changed": False}
+    played = Played(tmp_path, [NOTHING_LEFT, {"changed": False, "domains": [part]}], CALM)
+    assert played.rc == 0, played.output
+    assert played.asked == [("recovered", None), (None, "cycle")]
+    assert played.hypervisor.done == ["domain_disk_bus"], "to recover what a killed run has left"
+    assert played.guest.calls == []
+    assert f"{NAME} : ok=" in played.output
+    assert "changed=0" in played.output
+
+
+def test_a_guest_that_came_up_without_a_file_system_gets_its_old_bus_back(tmp_path):
+    """This tests what the role asks for; that domain_disk_bus does it is in tests/live."""
+    moving = {"changed": True, "domains": [PART]}
+    names = [{**CALM, "mounted": each} for each in (mounted("/", "/mnt"),) * 2 + (mounted("/"),)]
+    played = Played(tmp_path, [NOTHING_LEFT, moving, moving, {"changed": True}], names)
+    assert played.rc == 2, played.output
+    assert f"{NAME} came up on virtio-scsi, but not with the file systems that" in played.output
+    assert "it runs on its old bus again. Missing: /mnt." in played.output
+    assert played.asked == [
+        ("recovered", None),
+        (None, "cycle"),
+        (None, "cycle"),
+        ("restored", "cycle"),
     ]
-    assert [each.get("power") for each in asked] == [None, "cycle", "cycle", "cycle"]
-    assert asked[-1]["boot_timeout"] == 7
+    assert played.hypervisor.calls[-1][1]["boot_timeout"] == 7
