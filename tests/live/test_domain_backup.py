@@ -119,6 +119,7 @@ def assert_one_instant(version, tmp_path, *, frozen: bool) -> int:
     return found["a"]
 
 
+@pytest.mark.slow("the restored guest boots")
 def test_restored_it_boots_beside_the_original(lab, writing, tmp_path):
     folder, disks = tmp_path / "backup", tmp_path / "disks"
     folder.mkdir()

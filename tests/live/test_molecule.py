@@ -44,6 +44,7 @@ def molecule(command: str, scenario: str, log: Path) -> str:
     return f"rc {done.returncode}" if done.returncode else ""
 
 
+@pytest.mark.slow("shipped playbooks on guests that boot")
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_scenario(scenario: str) -> None:
     log = ROOT / ".cache" / "molecule" / scenario / "log"

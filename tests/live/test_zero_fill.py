@@ -20,6 +20,8 @@ from pathlib import Path
 import pytest
 from lab import Disk, GuestSpec, LabError
 
+pytestmark = pytest.mark.slow("the role's tasks in a guest without KVM, and disks to fill")
+
 #: A minute each or more.
 ONLY_STORM = pytest.mark.skipif(
     os.environ.get("THINVIRT_STORM") != "full", reason="a minute or more: make storm"

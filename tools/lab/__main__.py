@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache", type=Path, default=CACHE, help="where the guest image is kept")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("image", help="build the guest image if it isn't there, print its files")
+    commands.add_parser("warm", help="boot and save what warm guests restore, if it isn't there")
     commands.add_parser("start", help="start the daemon, print its URI")
     commands.add_parser("stop", help="end the daemon and every guest")
     commands.add_parser("down", help="stop, and remove the lab's folder")
@@ -98,6 +99,10 @@ def main() -> int:
             case "image":
                 image = guest_image(args.cache, _complain)
                 print(image.disk, image.kernel, image.initrd, sep="\n")
+            case "warm":
+                with lab:
+                    lab.prepare_warm(GuestSpec("warm"))
+                lab.clean()
             case "start":
                 lab.start()
                 print(lab.uri)

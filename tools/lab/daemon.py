@@ -186,6 +186,10 @@ class Lab:
         """
         return warm.guest(self, spec, self._say)
 
+    def prepare_warm(self, spec: GuestSpec) -> None:
+        """Make what :meth:`warm` restores for such a guest, unless it is there already."""
+        warm.save(self, spec, self._say)
+
     def guest(self, name: str) -> Guest:
         """A guest that was created earlier, perhaps by another process; knows no disks."""
         return Guest(GuestSpec(name, disks=()), self.virsh)

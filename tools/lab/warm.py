@@ -85,10 +85,10 @@ class Save:
 def guest(lab: Lab, spec: GuestSpec, say: Callable[[str], None]) -> Guest:
     """What :meth:`Lab.warm` returns."""
     _check(spec)
-    save = _save(lab, spec, say)
+    kept = save(lab, spec, say)
     lab.forget(spec.name)
     try:
-        return _restore(lab, spec, save)
+        return _restore(lab, spec, kept)
     except BaseException:
         lab.forget(spec.name)
         raise
@@ -106,7 +106,7 @@ def _check(spec: GuestSpec) -> None:
             raise LabError(f"guest {spec.name}: disk {disk.target} can't be plugged in: create()")
 
 
-def _save(lab: Lab, spec: GuestSpec, say: Callable[[str], None]) -> Save:
+def save(lab: Lab, spec: GuestSpec, say: Callable[[str], None]) -> Save:
     """The save of such a guest, made if it isn't there yet; others wait for the first."""
     spec = GuestSpec(
         "warm-save",
