@@ -8,7 +8,7 @@ import dataclasses
 import typing as t
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._findings import Finding
-from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import shown
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import shown, typed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ def kept_findings(name: str, uuid: str, kept: Kept) -> tuple[Finding, ...]:
                 reason="libvirt keeps snapshots of the domain. Reverting to one brings back the "
                 "configuration of that time, its discard settings included, and what they hold "
                 "stays allocated.",
-                remedy=f"Delete those of no use any more (virsh snapshot-list {shown(name)}, virsh "
+                remedy=f"Delete those of no use any more (virsh snapshot-list {typed(name)}, virsh "
                 "snapshot-delete), and run thinvirt.kvm.domain_discard again after a revert.",
                 domain=name,
             )
@@ -50,7 +50,7 @@ def kept_findings(name: str, uuid: str, kept: Kept) -> tuple[Finding, ...]:
                 "counts as changed, so the next backup is larger, and a rewrite of its images is "
                 "refused.",
                 remedy="Trim just before a full backup. Delete checkpoints that no backup needs "
-                f"any more (virsh checkpoint-list {shown(name)}, virsh checkpoint-delete).",
+                f"any more (virsh checkpoint-list {typed(name)}, virsh checkpoint-delete).",
                 domain=name,
             )
         )
@@ -63,7 +63,7 @@ def kept_findings(name: str, uuid: str, kept: Kept) -> tuple[Finding, ...]:
                 "that, on disks as they were, and with the settings of that time. So its disks "
                 "are left alone.",
                 remedy=f"Start {shown(name)} and shut it down, or give the memory up with virsh "
-                f"managedsave-remove {shown(name)}.",
+                f"managedsave-remove {typed(name)}.",
                 domain=name,
             )
         )
@@ -80,7 +80,7 @@ def job_findings(name: str, jobs: t.Sequence[str]) -> tuple[Finding, ...]:
             severity="info",
             reason=f"libvirt is at work on the domain: {', '.join(map(shown, jobs))}. Until that "
             "ends its disks are not moved, compacted or copied.",
-            remedy=f"Wait for its end, or look at it with virsh domjobinfo {shown(name)} and virsh "
+            remedy=f"Wait for its end, or look at it with virsh domjobinfo {typed(name)} and virsh "
             "blockjob.",
             domain=name,
         ),

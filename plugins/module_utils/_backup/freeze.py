@@ -22,6 +22,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import (
     signals_noted,
     signals_wait,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import typed
 
 #: Seconds that a guest may take to write back what it has in memory.
 FREEZE_TIMEOUT = 60
@@ -174,8 +175,8 @@ def thaw(guest: Freezable) -> None:
                 raise ThawError(
                     f"The file systems of domain {guest.name} may be frozen and could not be "
                     f"thawed: {error.message}",
-                    remedy=f"Run virsh domfsthaw {guest.name}, and look at the guest's console. "
-                    "The next run of this module tries it again.",
+                    remedy=f"Run virsh domfsthaw {typed(guest.name)}, and look at the guest's "
+                    "console. The next run of this module tries it again.",
                 ) from error
         time.sleep(_THAW_PAUSE_SECONDS)
 
@@ -195,5 +196,5 @@ def _refuse_frozen(guest: agent.Agent) -> None:
         raise RefusedError(
             f"The file systems of domain {guest.name} are frozen already, by somebody else; "
             "nothing was changed.",
-            remedy=f"Wait for what has frozen them, or run virsh domfsthaw {guest.name}.",
+            remedy=f"Wait for what has frozen them, or run virsh domfsthaw {typed(guest.name)}.",
         )

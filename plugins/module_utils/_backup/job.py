@@ -43,7 +43,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.folders impo
     make_private,
     remove_flat,
 )
-from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import shown
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import shown, typed
 
 Answer = t.TypeVar("Answer")
 
@@ -196,14 +196,14 @@ def refuse_busy(guest: Guest, disks: t.Sequence[xml.Disk]) -> None:
     if name:
         raise RefusedError(
             f"Domain {guest.name} is busy: {name}; nothing was changed.",
-            remedy=f"Wait for it to end (virsh domjobinfo {guest.name}).",
+            remedy=f"Wait for it to end (virsh domjobinfo {typed(guest.name)}).",
         )
     for disk in disks:
         if guest.block_job(disk.target) is not None:
             raise RefusedError(
                 f"There is a block job on disk {disk.target} of domain {guest.name}; nothing was "
                 "changed.",
-                remedy=f"Wait for it to end (virsh blockjob {guest.name} {disk.target}).",
+                remedy=f"Wait for it to end (virsh blockjob {typed(guest.name)} {disk.target}).",
             )
 
 
@@ -287,7 +287,8 @@ def _end_job(guest: Guest, place: Workplace) -> None:
             raise HypervisorError(
                 f"The backup job of domain {guest.name} did not end within {_END_SECONDS:g} s; its "
                 f"scratch files in {shown(place.folder)} were left.",
-                remedy=f"Look at virsh domjobinfo {guest.name}. The next run tries it again.",
+                remedy=f"Look at virsh domjobinfo {typed(guest.name)}. The next run tries it "
+                "again.",
             )
         time.sleep(_PAUSE_SECONDS)
 

@@ -125,8 +125,7 @@ class Restore:
         return outcome
 
     def _existing(self) -> xml.Domain | None:
-        # A name may look like a glob or like a UUID, so all are asked.
-        for guest in self.hypervisor.guests(["*"]):
+        for guest in self.hypervisor.all_guests():
             if guest.name == self.name:
                 return xml.parse_domain(guest.configured_xml(with_secrets=False))
         return None
@@ -134,7 +133,7 @@ class Restore:
     def _refuse_uuid(self, manifest: Manifest) -> None:
         if not self.keep_uuid:
             return
-        for guest in self.hypervisor.guests(["*"]):
+        for guest in self.hypervisor.all_guests():
             if guest.uuid == manifest.uuid:
                 raise RefusedError(
                     f"Domain {guest.name} has the UUID {manifest.uuid} already; nothing was "

@@ -24,6 +24,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._plan import Change
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import StoppedError
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import typed
 
 #: Ways in which settings become effective on running guests.
 APPLY = ("config", "save_restore", "power_cycle")
@@ -304,5 +305,6 @@ def _refuse_transient(guest: Guest) -> None:
         raise RefusedError(
             f"Refused: domain {guest.name} is transient, it has no configuration that could be "
             "changed; nothing was changed.",
-            remedy=f"Make it persistent first (virsh dumpxml {guest.name}, then virsh define).",
+            remedy=f"Make it persistent first (virsh dumpxml {typed(guest.name)}, then virsh "
+            "define).",
         )

@@ -20,6 +20,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.xml import (
     parse_tree,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import RefusedError
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import typed
 
 #: Beyond the guest's memory: video memory, device state, and some room for others on that
 #: file system.
@@ -111,17 +112,17 @@ def refuse_unsavable(name: str, facts: Facts) -> None:
         (
             not facts.persistent,
             "it is transient, so that libvirt would forget it once it is saved",
-            f"Make it persistent first (virsh dumpxml {name}, then virsh define).",
+            f"Make it persistent first (virsh dumpxml {typed(name)}, then virsh define).",
         ),
         (
             not facts.running and not facts.paused_on_purpose,
             "it neither runs nor was it paused on purpose",
-            f"See virsh domstate --reason {name}, and bring it back first.",
+            f"See virsh domstate --reason {typed(name)}, and bring it back first.",
         ),
         (
             facts.has_managed_save,
             "libvirt holds an older saved state of it, and its next start would resume that",
-            f"Remove that with virsh managedsave-remove {name}.",
+            f"Remove that with virsh managedsave-remove {typed(name)}.",
         ),
         (
             bool(facts.blockers),
@@ -131,7 +132,7 @@ def refuse_unsavable(name: str, facts: Facts) -> None:
         (
             bool(facts.jobs),
             f"libvirt is at work on it ({', '.join(facts.jobs)})",
-            f"Wait for the job to end (virsh domjobinfo {name}, virsh blockjob {name} DISK).",
+            f"Wait for the job to end (see virsh domjobinfo {typed(name)}).",
         ),
         (
             facts.free_bytes < facts.needed_bytes,

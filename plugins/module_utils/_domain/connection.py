@@ -46,7 +46,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     RefusedError,
     RequirementError,
 )
-from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import shown
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import shown, typed
 
 #: Longest text that is quoted of an error which a guest may have worded.
 MAX_SAID = 1_000
@@ -306,7 +306,7 @@ def _agent_error(name: str, command: str, timeout: int, error: t.Any) -> AgentEr
         return AgentError(
             f"Domain {name} is paused or about to stop, so its guest agent cannot answer "
             f"{command}: {said}.",
-            remedy=f"Let it run on with virsh resume {name}.",
+            remedy=f"Let it run on with virsh resume {typed(name)}.",
         )
     if code in (libvirt.VIR_ERR_OPERATION_UNSUPPORTED, libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED):
         return AgentError(
@@ -399,12 +399,11 @@ class Hypervisor(HostCalls):
 
         :param patterns: names, globs or UUIDs.
         :raises NotFoundError: a name or UUID (not a glob) matches nothing.
-        :raises RefusedError: a name stands twice in the list.
+        :raises RefusedError: a name stands twice in the list, or means two things.
         """
         refuse_duplicates("domains", patterns)
-        with translated("list the domains"):
-            known = {domain.name(): domain for domain in self._connection.listAllDomains()}
-        uuids = {domain.UUIDString(): name for name, domain in known.items()}
+        known = {guest.name: guest for guest in self.all_guests()}
+        uuids = {guest.uuid: name for name, guest in known.items()}
         chosen = select(patterns, sorted(known), aliases=uuids)
         missing = [p for p, names in chosen.items() if not names and not is_glob(p)]
         if missing:
@@ -413,7 +412,13 @@ class Hypervisor(HostCalls):
                 remedy="Compare with virsh list --all, or use a glob.",
             )
         names = sorted(set().union(*chosen.values()))
-        return [Guest(known[name], self.uri) for name in names]
+        return [known[name] for name in names]
+
+    def all_guests(self) -> list[Guest]:
+        """Every domain, in the order of their names, whatever they are called."""
+        with translated("list the domains"):
+            domains = self._connection.listAllDomains()
+        return sorted((Guest(each, self.uri) for each in domains), key=lambda guest: guest.name)
 
     def define(self, xml: str) -> Guest:
         """Make this the domain's configuration for its next start."""
@@ -454,7 +459,7 @@ class Hypervisor(HostCalls):
         :raises HypervisorError: libvirt refuses, or it does: then nothing was changed.
         """
         name = parse_domain(xml).name
-        if any(guest.name == name for guest in self.guests(["*"])):
+        if any(guest.name == name for guest in self.all_guests()):
             raise HypervisorError(f"There is a domain {name} already.")
         return self.define(xml)
 

@@ -24,6 +24,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     RefusedError,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_wait
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import typed
 
 #: An upgrade of libvirt restarts its daemon, which takes some seconds.
 _RECONNECT_SECONDS = 60.0
@@ -136,7 +137,8 @@ def refuse_no_return(guest: Guest, configured: xml.Domain, live: xml.Domain) -> 
         raise RefusedError(
             f"Refused: domain {guest.name} is transient, and would be gone after a shutdown; "
             "nothing was changed.",
-            remedy=f"Make it persistent first (virsh dumpxml {guest.name}, then virsh define).",
+            remedy=f"Make it persistent first (virsh dumpxml {typed(guest.name)}, then virsh "
+            "define).",
         )
     if configured.on_poweroff != "destroy":
         raise RefusedError(
@@ -243,15 +245,17 @@ def resume(guest: Guest, old: t.Mapping[str, xml.DiskSettings], *, as_is: bool =
         raise HypervisorError(
             f"Domain {name} was saved for this work, its saved state has disappeared, and it is "
             f"off: {complaints[0]}",
-            remedy=f"Look at its log and run virsh start {name}: it boots as after a power cut.",
+            remedy=f"Look at its log and run virsh start {typed(name)}: it boots as after a power "
+            "cut.",
         )
     raise HypervisorError(
         f"Domain {name} was saved for this work and cannot be restored, neither with its new "
         f"settings nor with its old ones; it is off, and its memory is kept in libvirt's saved "
         f"state: {' '.join(complaints)}",
-        remedy=f"Look at its log, mend what it complains of (virsh managedsave-edit {name}), and "
-        f"run virsh start {name}: it goes on where it was. Only if that memory may be lost, "
-        f"virsh start --force-boot {name} boots it as after a power cut.",
+        remedy=f"Look at its log, mend what it complains of (virsh managedsave-edit "
+        f"{typed(name)}), and run virsh start {typed(name)}: it goes on where it was. Only if that "
+        "memory may be lost, "
+        f"virsh start --force-boot {typed(name)} boots it as after a power cut.",
     )
 
 
@@ -286,7 +290,7 @@ def _start(guest: Guest) -> None:
         raise HypervisorError(
             f"Domain {guest.name} was shut down for this work and does not start again: "
             f"{error.message}",
-            remedy=f"Look at its log and run virsh start {guest.name}.",
+            remedy=f"Look at its log and run virsh start {typed(guest.name)}.",
         ) from error
 
 

@@ -9,6 +9,7 @@ import typing as t
 import urllib.parse
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import RefusedError
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import shown
 
 
 def is_remote(uri: str) -> bool:
@@ -42,14 +43,28 @@ def select(
     *,
     aliases: t.Mapping[str, str] | None = None,
 ) -> dict[str, set[str]]:
-    """For each pattern the names that it means; a name wins over a glob (pure)."""
+    """For each pattern the names that it means (pure).
+
+    What something is called changes nothing for the others: ``*`` means all, also where one has
+    that name, and a UUID means what has it, also where another one is called so.
+
+    :param aliases: UUIDs, in lower case, and the names of what has them.
+    :raises RefusedError: a pattern is the name of one and a glob for others.
+    """
     chosen: dict[str, set[str]] = {}
     for pattern in patterns:
         alias = (aliases or {}).get(pattern.lower())
-        if pattern in names:
-            chosen[pattern] = {pattern}
-        elif alias is not None:
+        if alias is not None:
             chosen[pattern] = {alias}
-        else:
-            chosen[pattern] = {name for name in names if fnmatch.fnmatchcase(name, pattern)}
+            continue
+        found = {name for name in names if fnmatch.fnmatchcase(name, pattern)}
+        if pattern in names and pattern not in found:
+            if found:
+                raise RefusedError(
+                    f"{shown(pattern)} is the name of one and, as a pattern, means "
+                    f"{', '.join(map(shown, sorted(found)))}; nothing was changed.",
+                    remedy="Use the UUID of the one, or other patterns for the others.",
+                )
+            found = {pattern}
+        chosen[pattern] = found
     return chosen

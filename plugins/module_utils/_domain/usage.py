@@ -67,7 +67,7 @@ class Users:
         self._by_key: dict[Key, list[Use]] = {}
         self._images: set[str] = set()
         self._backing: dict[tuple[str, int, int], str] = {}
-        for guest in hypervisor.guests(["*"]) if hypervisor else ():
+        for guest in hypervisor.all_guests() if hypervisor else ():
             domains = [xml.parse_domain(guest.configured_xml(with_secrets=False))]
             if guest.is_active():
                 domains.append(xml.parse_domain(guest.live_xml()))

@@ -23,7 +23,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection im
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     HypervisorError,
-    NotFoundError,
     RefusedError,
     ThinvirtError,
 )
@@ -179,11 +178,7 @@ def plan(
 
 
 def _existing(hypervisor: Hypervisor, name: str) -> Guest | None:
-    try:
-        guests = hypervisor.guests([name])
-    except NotFoundError:
-        return None
-    return next((guest for guest in guests if guest.name == name), None)
+    return next((guest for guest in hypervisor.all_guests() if guest.name == name), None)
 
 
 def _nvram_name(folder: str, name: str) -> str:

@@ -24,6 +24,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._hardware.kept_xml im
     Record,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_wait
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import typed
 
 KILLED = "A run that was killed had changed the configuration; its old XML is kept."
 
@@ -40,7 +41,7 @@ def refuse_unfit(guest: Guest, doing: str, *, may_run: bool = False) -> None:
         (
             lambda: not guest.is_persistent(),
             "is transient and has no configuration that could be changed",
-            f"Make it persistent first (virsh dumpxml {name}, then virsh define).",
+            f"Make it persistent first (virsh dumpxml {typed(name)}, then virsh define).",
         ),
         (
             lambda: not may_run and guest.is_active(),

@@ -23,7 +23,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.header import ImageHeader
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_output import MapEntry
-from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import shown
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import shown, typed
 
 #: What this collection is tested with: block jobs that survive a restart of libvirtd, copies onto
 #: an overlay that is there already, and a copy's image opened only when the job is done.
@@ -104,7 +104,7 @@ def refuse_disk(name: str, disk: Disk, *, moves: bool) -> None:
         raise _refused(
             where,
             f"has a block job ({disk.job}) at work",
-            f"Wait for it to end, or end it (virsh blockjob {name} {disk.target} --abort).",
+            f"Wait for it to end, or end it (virsh blockjob {typed(name)} {disk.target} --abort).",
         )
     if disk.details:
         raise _refused(

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     NotFoundError,
@@ -52,3 +53,14 @@ def failure(path: str | int, action: str, error: OSError) -> ThinvirtError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         remedy = "Free space on its file system."
     return ThinvirtError(f"{name} cannot be {action}: {error.strerror}.", remedy=remedy)
+
+
+def typed(word: str) -> str:
+    """A name as it may stand in a command that somebody copies into a shell.
+
+    A domain may be called ``a; reboot``.  What cannot be printed becomes an escape of the shell.
+    """
+    if word.isprintable():
+        return shlex.quote(word)
+    escaped = shown(word).replace("'", "\\'")
+    return f"$'{escaped}'"

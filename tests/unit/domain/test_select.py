@@ -12,7 +12,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.select import
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import RefusedError
 
-NAMES = ["db1", "web1", "web2", "web[1]", "-x", "a b"]
+NAMES = ["db1", "web1", "web2", "web[1]", "old[1]", "-x", "a b"]
 UUID = "f4e2b079-09dd-4204-b81e-9bec7bc31162"
 
 
@@ -21,7 +21,8 @@ UUID = "f4e2b079-09dd-4204-b81e-9bec7bc31162"
     [
         ("web1", {"web1"}),
         ("web*", {"web1", "web2", "web[1]"}),
-        ("web[1]", {"web[1]"}),
+        ("db[1]", {"db1"}),
+        ("old[1]", {"old[1]"}),
         ("web[12]", {"web1", "web2"}),
         ("*", set(NAMES)),
         ("WEB1", set()),
@@ -34,6 +35,17 @@ UUID = "f4e2b079-09dd-4204-b81e-9bec7bc31162"
 )
 def test_select(pattern, expected):
     assert select([pattern], NAMES, aliases={UUID: "db1"}) == {pattern: expected}
+
+
+def test_a_name_changes_nothing_for_others():
+    names = ["*", "db1", "web1", UUID]
+    assert select(["*"], names) == {"*": set(names)}
+    assert select([UUID], names, aliases={UUID: "db1"}) == {UUID: {"db1"}}
+
+
+def test_a_name_that_is_a_pattern_for_others_is_refused():
+    with pytest.raises(RefusedError, match=r"web\[1\] is the name of one .* means web1; nothing"):
+        select(["web[1]"], NAMES)
 
 
 def test_twice_is_a_mistake():

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import json
+import subprocess
 
 import pytest
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
@@ -29,6 +30,14 @@ def test_names(name, shown, encodable):
     assert paths.shown(name) == shown
     assert paths.encodable(name) == encodable
     json.dumps(encodable).encode("utf-8")
+
+
+@pytest.mark.parametrize("name", ["web1", "a b", "a; reboot", "it's", "$(x)", "a\nb", "\x1b[2J'"])
+def test_a_shell_reads_what_is_typed_as_one_word(name):
+    script = f"printf %s {paths.typed(name)}"
+    printed = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert printed.stdout == name
+    assert paths.typed(name).isprintable()
 
 
 def test_failures():
