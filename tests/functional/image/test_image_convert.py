@@ -253,6 +253,22 @@ def test_an_image_in_use_is_refused(image, tmp_path):
         reader.communicate(b"quit\n", timeout=20)
 
 
+def test_a_second_name_of_the_image_is_the_image_itself(image, tmp_path):
+    os.link(image, tmp_path / "out" / "second.qcow2")
+    dest = f"{tmp_path}/out/second.qcow2"
+    refused(image, tmp_path, "is the image itself", dest=dest, force=True)
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_an_image_that_a_program_without_locks_may_write_to_is_refused(image, tmp_path, check):
+    code = "import sys; file = open(sys.argv[1], 'r+b'); print(flush=True); sys.stdin.read()"
+    argv = [sys.executable, "-c", code, image]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        writer.stdout.readline()
+        refused(image, tmp_path, f"({writer.pid}); nothing was changed", check=check)
+        writer.communicate(timeout=20)
+
+
 def versions(tmp_path) -> list[str]:
     return sorted(name for name in os.listdir(tmp_path / "out") if name.endswith(".qcow2"))
 
@@ -276,6 +292,25 @@ def test_versions_and_retention(image, tmp_path):
     (latest,) = (name for name in versions(tmp_path) if "2020" not in name)
     assert "identical" in run("qemu-img", "compare", image, tmp_path / "out" / latest)
     assert (tmp_path / "out" / "web1-20200101T000000Z.qcow2").read_text() == "not ours"
+
+
+def test_as_many_stay_as_asked_for_where_nothing_is_copied(image, tmp_path):
+    out = str(tmp_path / "out")
+    for number in range(3):
+        qemu_io(image, f"write -P {number} 0 1M")
+        assert convert(paths=[image], dest_dir=out)["changed"]
+    first, *newer = versions(tmp_path)
+    (entry,) = convert(paths=[image], dest_dir=out, keep=2)["images"]
+    assert (entry["reason"], entry["removed"]) == ("The copy is up to date.", [f"{out}/{first}"])
+    assert versions(tmp_path) == newer
+
+
+def test_versions_of_another_image_of_that_name_stay(image, tmp_path):
+    (tmp_path / "other").mkdir()
+    other = str(shutil.copy(image, tmp_path / "other" / "web1.qcow2"))
+    for path in (image, other):
+        assert convert(paths=[path], dest_dir=str(tmp_path / "out"), keep=1)["changed"]
+    assert len(versions(tmp_path)) == 2
 
 
 def test_two_images_of_one_name_are_refused(image, tmp_path):
@@ -359,6 +394,10 @@ def test_a_manifest_that_somebody_else_wrote_counts_for_nothing(image, tmp_path)
     manifest.chmod(0o666)
     refused(image, tmp_path, "is no copy that this module made")
     manifest.chmod(0o600)
+    if os.geteuid() == 0:  # to give a file away takes root
+        os.chown(manifest, 1234, -1)
+        refused(image, tmp_path, "is no copy that this module made")
+        os.chown(manifest, 0, -1)
     # Of a reboot, after which the device may have another number.
     fields = json.loads(whole)
     fields["copy"]["dev"] += 1

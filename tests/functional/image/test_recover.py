@@ -132,9 +132,10 @@ def test_an_image_that_was_exchanged_after_the_kill(path):
     recovery_refused(path, "one of them was changed after a run that was killed")
 
 
-def test_an_image_that_is_gone(path):
+@pytest.mark.parametrize("stage", ["copy", "swap"])
+def test_an_image_that_is_gone(path, stage):
     left = Left(path)
-    left.write(left.record)
+    left.write(left.record if stage == "copy" else left.swap)
     os.rename(path, path.parent / "moved")
     says = r"x.qcow2 is gone, and its journal names \..*Give the right one of these its name"
     recovery_refused(path, says)

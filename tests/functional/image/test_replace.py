@@ -23,6 +23,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image import replace
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import (
     Identity,
     Record,
+    journal_path,
     open_journal,
     temp_name,
 )
@@ -85,6 +86,20 @@ def test_swap(path):
     assert names(path) == ["x.qcow2"]
     assert identity(path).ino != before.ino
     assert path.stat().st_nlink == 1
+
+
+def test_the_journal_stays_until_the_last_name_is_on_the_disk(path, monkeypatch):
+    sizes = []
+    real = replace.sync_folder
+
+    def noted(folder):
+        sizes.append(os.stat(journal_path(str(path))).st_size)
+        real(folder)
+
+    monkeypatch.setattr(replace, "sync_folder", noted)
+    swap(path, source=identity(path))
+    assert len(sizes) == 2
+    assert all(sizes)
 
 
 @contextlib.contextmanager

@@ -130,6 +130,8 @@ class Agent:
     active = True
 
     def is_active(self):
+        if isinstance(self.active, Exception):
+            raise self.active
         return self.active
 
     def is_lost(self):
@@ -229,6 +231,16 @@ def test_a_guest_that_is_gone_needs_no_thaw():
 
     assert run_frozen(guest, body=power_off).state == "frozen"
     assert guest.asked.count("thaw") == 1
+
+
+def test_a_guest_that_libvirt_cannot_tell_of_may_be_frozen():
+    guest = Agent(**{"guest-fsfreeze-thaw": HUNG})
+
+    def daemon_goes():
+        guest.active = HypervisorError("It went away.")
+
+    with pytest.raises(freeze.ThawError, match="may be frozen"):
+        run_frozen(guest, body=daemon_goes)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 
 import pytest
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.policy import Versions
@@ -13,6 +14,8 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     RefusedError,
     UnsupportedError,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.header import ImageHeader
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qcow2 import Qcow2Header
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_output import MapEntry
 from ansible_collections.thinvirt.kvm.plugins.module_utils._live import policy
 from ansible_collections.thinvirt.kvm.plugins.module_utils._live.policy import (
@@ -66,6 +69,28 @@ def test_disks_that_are_refused(change, word):
     assert "disk vda of domain d" in caught.value.message
     assert "nothing was changed" in caught.value.message
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(("bitmaps", "refused"), [(0, False), (1, True)])
+def test_bitmaps_would_miss_what_the_guest_writes(bitmaps, refused):
+    qcow2 = Qcow2Header(
+        version=3,
+        virtual_size_bytes=1 << 30,
+        cluster_size_bytes=65536,
+        features=frozenset(),
+        refcount_bits=16,
+        encryption="none",
+        compression_type="zlib",
+        snapshot_count=0,
+        snapshots_offset=0,
+        backing_file=None,
+        backing_format=None,
+        data_file=None,
+        bitmap_count=bitmaps,
+    )
+    header = ImageHeader("/pool/a.qcow2", "qcow2", False, 1 << 30, 0, 0, qcow2)
+    with pytest.raises(RefusedError, match="1 dirty bitmap") if refused else nullcontext():
+        policy.refuse_image("/pool/a.qcow2", header)
 
 
 def test_a_disk_that_moves_is_refused():
@@ -174,7 +199,9 @@ def test_settled(change, settlement):
     [
         ({"stage": "snapshot", "top": "base", "overlay_written": True}, "does not use the overlay"),
         ({"top": "other"}, "none of this run's"),
+        ({"stage": "pivot", "top": "base", "overlay_written": True}, "does not use the overlay"),
         ({"top": "second"}, "does not mean the copy"),
+        ({"top": "second", "running": False}, "does not mean the copy"),
         ({"moves": True, "top": "second"}, "does not mean the copy"),
         ({"moves": True, "top": "new", "overlay_written": True}, "does not use the overlay"),
         (

@@ -109,6 +109,7 @@ def test_where_the_newest_is_too_old_the_bus_is_the_way_out():
         ("win11-uefi-tpm", "pc-q35-7.2", ["windows-activation"]),
         ("virt-manager-i440fx-virtio", "pc-i440fx-7.2", []),
         ("q35-2.10-machine", "pc-q35-7.2", ["network-names"]),
+        ("q35-2.10-machine", "pc-q35-6.1", ["network-names"]),
         ("q35-2.10-machine", "pc-q35-6.0", []),
         ("pci-passthrough", "pc-q35-7.2", ["windows-activation", "network-names"]),
         ("pci-passthrough", "pc-q35-4.2", []),
@@ -119,6 +120,23 @@ def test_consequences(name, machine, ids):
     text = golden(name)
     found = machine_types.consequences(xml.parse_domain(text), xml.parse_tree(text), choice)
     assert [finding.id for finding in found] == ids
+
+
+@pytest.mark.parametrize(
+    ("arch", "name", "deprecated"),
+    [
+        ("x86_64", "pc-q35-2.4", True),
+        ("x86_64", "pc-q35-7.2", False),
+        ("x86_64", "pc-q35-99", False),
+        ("i686", "pc-q35-2.4", False),
+    ],
+)
+def test_a_machine_is_deprecated_if_the_host_says_so_of_itself(arch, name, deprecated):
+    capabilities = """<capabilities><guest><arch name='x86_64'>
+      <machine>pc-q35-7.2</machine>
+      <domain type='kvm'><machine deprecated='yes'>pc-q35-2.4</machine></domain>
+    </arch></guest></capabilities>"""
+    assert machine_types.is_deprecated(capabilities, arch, name) is deprecated
 
 
 def address_of(text, xpath):

@@ -106,6 +106,8 @@ def test_configured_already_but_not_live_needs_a_restart_without_a_change():
         (policy.Wanted(rotation_rate=1), "vdb", "unknown on bus virtio"),
         (policy.Wanted(rotation_rate=500), "sda", "between 1025 and 65534"),
         (policy.Wanted(rotation_rate=-1), "sda", "between 1025 and 65534"),
+        (policy.Wanted(rotation_rate=1024), "sda", "between 1025 and 65534"),
+        (policy.Wanted(rotation_rate=65535), "sda", "between 1025 and 65534"),
         (policy.Wanted(discard_no_unref=True), "vdb", "qcow2"),
         (policy.Wanted(discard_granularity_bytes=1000), "sda", "power of two"),
         (policy.Wanted(discard_granularity_bytes=-512), "sda", "power of two"),

@@ -125,3 +125,12 @@ def test_what_would_not_come_back_as_it_is_is_refused():
     fewer = dataclasses.replace(domain, disks=domain.disks[1:])
     with pytest.raises(RefusedError, match=r"plugged in while it runs .*\(sda\)"):
         restart.refuse_no_return(Guest(), fewer, domain)
+
+
+def test_a_run_lives_by_its_number_and_its_beginning():
+    """After a reboot the number may be that of anybody."""
+    number, boot, began = restart.me().split()
+    assert restart.is_alive(restart.me())
+    assert not restart.is_alive(f"{number} {boot} {int(began) + 1}")
+    assert not restart.is_alive(f"{number} another-boot {began}")
+    assert not restart.is_alive(number)

@@ -161,6 +161,14 @@ def test_junit_has_one_failure_with_all_findings_of_a_disk():
     assert [line.split(" ")[2] for line in failure.text.splitlines()] == ["c.", "a.", "b."]
 
 
+def test_junit_tells_what_is_no_failure_beside_what_is_one():
+    found = [finding("a", "warning", disk="vda"), finding("c", disk="vda")]
+    (suite,) = suites({"h": audit(domain("web", disk(findings=found)))}, fail_on="error")
+    vda = next(case for case in suite if case.name == "vda")
+    assert [failure.type for failure in vda.result] == ["c"]
+    assert vda.system_out == "h/web/vda: warning a. There is a. Mend a."
+
+
 @pytest.mark.parametrize("name", [*filter(None, HOSTILE_NAMES), "\x00\x0b\ufffe\ud800", "]]>&"])
 def test_junit_takes_any_name(name):
     bad = finding("x", domain=name, disk=name, reason=name, remedy=name)

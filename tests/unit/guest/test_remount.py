@@ -22,6 +22,7 @@ MOUNTS = tuple(
 27 20 8:7 / /over rw - ext4 /dev/sda7 rw
 28 27 8:8 / /over rw - ext4 /dev/sda8 rw
 29 20 8:9 /a /part rw - ext4 /dev/sda9 rw
+30 20 8:10 / /srvdata rw - ext4 /dev/sda10 rw
 """).values()
 )
 

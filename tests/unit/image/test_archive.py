@@ -97,6 +97,7 @@ FILE = manifest().files[0]
         {"xml": None},
         {"files": []},
         {"files": [FILE, FILE]},
+        {"files": [FILE, dataclasses.replace(FILE, name="vdb.qcow2")]},
         {"files": [dataclasses.replace(FILE, sha256="x")]},
         {"files": [dataclasses.replace(FILE, size_bytes="3")]},
         {"disks": [dataclasses.replace(DISK, format="raw")]},
@@ -178,6 +179,26 @@ def test_versions_of_one_second_are_in_the_order_in_which_they_were_made(tmp_pat
     assert len(set(made)) == 3
     found = archive.versions_of(folder, uuid=manifest().uuid)
     assert [version.path for version in found] == made
+
+
+def test_a_version_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """The file, the manifest, what has which name in the version, and in the end the version."""
+    done = []
+    fsync, rename = os.fsync, os.rename
+
+    def noted(fd):
+        done.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))
+        fsync(fd)
+
+    with archive.new_version(str(tmp_path)) as partial:
+        name, final = os.path.basename(partial.path), os.path.basename(partial.final)
+        Path(partial.path, "vda.qcow2").write_bytes(b"abc")
+        monkeypatch.setattr(os, "fsync", noted)
+        monkeypatch.setattr(os, "rename", lambda *names: (done.append("rename"), rename(*names)))
+        file = archive.stored_file(f"{partial.path}/vda.qcow2", report=lambda _percent: None)
+        partial.finish(manifest(created=partial.created, files=[file]))
+    assert done == ["vda.qcow2", "manifest.json", name, "rename", tmp_path.name]
+    assert os.listdir(tmp_path) == [final]
 
 
 def unfinished(folder):

@@ -81,13 +81,14 @@ def test_a_name_that_is_taken(tmp_path, new, kind):
 
 @as_root
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o666, 0o4750])
-def test_owner_and_mode(old, new, mode):
-    os.fchown(old, 1234, 5678)
+@pytest.mark.parametrize("owner", [(1234, 5678), (os.geteuid(), 5678)])
+def test_owner_and_mode(old, new, owner, mode):
+    os.fchown(old, *owner)
     os.fchmod(old, mode)
     fd = new()
     attributes.copy_attributes(old, fd)
     status = os.fstat(fd)
-    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (1234, 5678, mode)
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (*owner, mode)
 
 
 def test_acl(old, new):

@@ -153,6 +153,8 @@ def test_obstacles():
     assert str(caught.value) == "/x has snapshots; nothing was changed. Delete."
     with pytest.raises(RefusedError, match=r"/x is on; nothing was changed\. Stop\."):
         policy.refuse_obstacles("/x", [mild, hard], punch=True)
+    with pytest.raises(RefusedError, match="is on"):
+        policy.refuse_obstacles("/x", [hard], punch=False)
 
 
 def test_a_block_device_is_refused_by_every_method():
@@ -196,7 +198,7 @@ def broken(*names: str) -> Facts:
 @pytest.mark.parametrize(
     ("known", "says"),
     [
-        (dataclasses.replace(FACTS, links=3), r"has 3 names \(hard links\).*Remove the other"),
+        (dataclasses.replace(FACTS, links=2), r"has 2 names \(hard links\).*Remove the other"),
         (facts(features=frozenset({"corrupt"})), "marked as corrupt.*Repair it"),
         (facts(features=frozenset({"dirty"})), "was not closed properly.*qemu-img check -r all"),
         (facts(features=frozenset({"external_data_file"})), "external file.*by hand"),

@@ -208,6 +208,12 @@ def test_a_busy_host_is_searched_to_the_end(image, fd, monkeypatch):
         locks.refuse_other_writers(fd, image)
 
 
+def test_what_a_loop_device_has_no_process_holds(image, fd, monkeypatch):
+    monkeypatch.setattr(locks, "loop_devices_of", lambda _key: ["/dev/loop7"])
+    with pytest.raises(RefusedError, match="attached to /dev/loop7; nothing was changed"):
+        locks.refuse_other_writers(fd, image)
+
+
 @pytest.fixture
 def sysfs(tmp_path):
     """Three loop devices, of which one has lost its file."""

@@ -169,6 +169,12 @@ def test_what_trims_freed_is_added_up():
     }
 
 
+def test_a_counter_never_falls():
+    before = text_after("", audit=None, trims=[trim(freed_bytes=10)], now=NOW)
+    found = metrics(before, trims=[trim(freed_bytes=-5), trim("db", -5)])
+    assert found[FREED] == {("web1", "trim"): 10, ("db", "trim"): 0}
+
+
 @pytest.mark.parametrize("status", ["skipped", "would_trim"])
 def test_what_did_not_trim_is_not_counted(status):
     assert metrics(trims=[trim(status=status)]) == {}
