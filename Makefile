@@ -17,8 +17,8 @@ SLOW := slow or storm
 RUN := . tools/env.sh;
 SCRIPTS := tools/setup tools/sanity tools/env.sh $(wildcard tools/lab/*.sh) .ci/run
 
-.PHONY: help setup setup-test demo demo-clean test test-all bench storm static lint types sanity unit functional \
-	live guest
+.PHONY: help setup setup-test demo demo-clean test test-all bench mutants storm static lint types sanity unit \
+	functional live guest
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -50,6 +50,9 @@ guest: setup # the guest image, built once a machine, and a guest that has boote
 bench: setup-test ## time the modules against the bare tools (about 25 min)
 	@$(RUN) python -m bench </dev/null
 
+mutants: setup-test ## break the product in hundreds of ways, one at a time, and see tests turn red (about 25 min)
+	@$(RUN) python -m mutants $(ARGS) </dev/null
+
 storm: setup-test ## kill the modules at hundreds of moments, and look what is left (hours)
 	@$(RUN) THINVIRT_STORM=full pytest -s -m storm --timeout=0 tests $(ARGS) </dev/null
 
@@ -67,7 +70,7 @@ lint: setup ## ruff, yamllint, ansible-lint, shellcheck, biome, antsibull
 
 types: setup ## mypy, strict, on plugins and tools
 	@$(RUN) mypy -p ansible_collections.thinvirt.kvm.plugins
-	@$(RUN) mypy tools/lab tools/demo tools/bench
+	@$(RUN) mypy tools/lab tools/demo tools/bench tools/mutants
 
 sanity: setup ## ansible-test sanity, with no ignore files
 	@tools/sanity
