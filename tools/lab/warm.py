@@ -55,7 +55,7 @@ sync
 """
 #: Arguments: random bytes, how many disks there are to be, serial numbers.
 WAKE = """
-import fcntl, os, subprocess, sys, time
+import fcntl, os, sys, time
 seed, count, *serials = sys.argv[1:]
 with open("/dev/urandom", "wb", buffering=0) as random:
     random.write(bytes.fromhex(seed))
@@ -68,7 +68,7 @@ def all_there():
     )
 while not all_there():
     time.sleep(0.05)
-subprocess.run(["udevadm", "settle"], check=True)
+os.execvp("udevadm", ["udevadm", "settle"])
 """
 
 
