@@ -119,7 +119,7 @@ def assert_one_instant(version, tmp_path, *, frozen: bool) -> int:
     return found["a"]
 
 
-@pytest.mark.slow("the restored guest boots")
+@pytest.mark.slow("a restored guest boots, which is what its administrator wants to know")
 def test_restored_it_boots_beside_the_original(lab, writing, tmp_path):
     folder, disks = tmp_path / "backup", tmp_path / "disks"
     folder.mkdir()
@@ -150,10 +150,7 @@ def test_restored_it_boots_beside_the_original(lab, writing, tmp_path):
 
 
 def booted(lab, version, disks) -> dict:
-    """Restore a version by the playbook, beside the original; it boots and checks its own disks.
-
-    A cold boot: that a restored guest boots is what its administrator wants to know.
-    """
+    """Restore a version by the playbook, beside the original; it boots and checks its own disks."""
     here = {
         "ansible_connection": "local",
         "ansible_python_interpreter": "/usr/bin/python3",
@@ -274,6 +271,7 @@ def test_libvirtd_is_restarted_meanwhile(lab, writing, tmp_path):
 
 
 @pytest.mark.storm
+@pytest.mark.slow("eleven backups of a guest that writes all the while")
 def test_killed_at_any_moment_nothing_is_left(lab, writing, tmp_path):
     """The module is killed again and again; the guest goes on, and the next run puts it right."""
     chance = random.Random(SEED)  # noqa: S311

@@ -128,6 +128,7 @@ def compact(loaded, **arguments):
 
 
 @pytest.mark.storm
+@pytest.mark.slow("disks are copied while a guest writes to them, and all that it wrote is checked")
 def test_a_guest_that_writes_loses_nothing(loaded):
     live, configured = loaded.guest.xml(), loaded.guest.xml(inactive=True)
     with loaded.writing():
@@ -164,6 +165,7 @@ def assert_one_file_of(loaded) -> None:
 
 
 @pytest.mark.storm
+@pytest.mark.slow("a guest boots from what a loss of power has left")
 def test_a_guest_that_loses_its_power_has_all_that_was_acknowledged(loaded):
     chance = random.Random()  # noqa: S311
     stages = []

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.slow("the role's tasks in a guest without KVM, and disk
 ONLY_STORM = pytest.mark.skipif(
     os.environ.get("THINVIRT_STORM") != "full", reason="a minute or more: make storm"
 )
+SLOW = pytest.mark.slow("Ansible's tasks run in the guest, and fill its disk")
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -214,6 +215,7 @@ def world(lab, tmp_path_factory):
         yield world
 
 
+@SLOW
 def test_with_detect_zeroes_the_host_shrinks_and_never_grows(world):
     world.guest.run("python3", "-c", WASTE, timeout=600)
     start, free = allocated(world.thin), world.free("/thin")
@@ -232,6 +234,7 @@ def test_with_detect_zeroes_the_host_shrinks_and_never_grows(world):
     assert abs(result["allocated_after_bytes"] - after) < MIB
 
 
+@SLOW
 def test_a_killed_filler_leaves_nothing(world):
     free = world.free("/thick")
     with world.filling(free) as play:
@@ -242,6 +245,7 @@ def test_a_killed_filler_leaves_nothing(world):
     assert_given_back(world, free)
 
 
+@SLOW
 def test_the_budget_is_respected_as_the_host_sees_it(world):
     """The run before it was killed as it made its file, as it were: that one is removed."""
     world.guest.run("touch", LEFTOVER)

@@ -245,8 +245,8 @@ def test_a_guest_that_another_run_has_shut_down_is_left_to_it(lab, domain):
     assert guest.state() == "shut off"
 
 
+@pytest.mark.slow("a guest shuts down and boots: that it comes back is what the test is about")
 def test_power_cycle(lab, booted):
-    """A cold boot: that the guest comes back from its small disk is what it is about."""
     write_zeros(booted)
     before = blocks(booted)
     checked = compact(lab, booted.name, power="cycle", check=True)
