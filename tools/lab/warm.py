@@ -269,5 +269,6 @@ def _wake(guest: Guest) -> None:
     """Make different what guests of one save have in common, and wait until it sees its disks."""
     disks = guest.spec.disks
     serials = [disk.serial for disk in disks if disk.serial]
-    guest.run("python3", "-ISc", WAKE, os.urandom(32).hex(), str(len(disks)), *serials)
-    guest.agent("guest-set-time", time=time.time_ns())
+    seed = os.urandom(32).hex()
+    guest.run("python3", "-ISc", WAKE, seed, str(len(disks)), *serials, timeout=180)
+    guest.agent("guest-set-time", timeout=60, time=time.time_ns())
