@@ -50,7 +50,7 @@ def writing(lab):
 
 
 def begin_to_write(guest, *, fresh=False):
-    guest.wait_for_agent()
+    guest.wait_for_agent(timeout=600)
     make = "for d in a b; do disk=$(readlink -f /dev/disk/by-id/*_$d); "
     make += "mkfs.ext4 -q $disk; " if fresh else ""
     make += 'mkdir -p /$d; mount $disk /$d; done; printf %s "$1" >/run/writer.py; sync'
@@ -170,7 +170,7 @@ def booted(lab, version, disks) -> dict:
     guest = lab.guest("bk-new")
     try:
         guest.start()
-        guest.wait_for_agent()
+        guest.wait_for_agent(timeout=600)
         # What was not frozen is like after a power failure: the journal is replayed by mounting.
         script = "for d in a b; do disk=$(readlink -f /dev/disk/by-id/*_$d); mkdir -p /$d; "
         script += "mount $disk /$d; umount /$d; e2fsck -fn $disk; mount $disk /$d; done >&2; "

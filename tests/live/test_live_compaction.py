@@ -186,7 +186,7 @@ def test_a_guest_that_loses_its_power_has_all_that_was_acknowledged(loaded):
         assert_one_file_of(loaded)
         # A cold boot: what the loss of power has left must do for one.
         loaded.guest.start()
-        loaded.guest.wait_for_agent()
+        loaded.guest.wait_for_agent(timeout=600)
         # The journal of the file system is replayed, as after any loss of power.
         loaded.guest.run("e2fsck", "-f", "-p", DEVICE, check=False, timeout=180)
         loaded.guest.run("touch", "/notes/stop")
