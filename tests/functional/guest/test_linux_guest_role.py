@@ -123,23 +123,28 @@ def stand_in(folder, name):
     )
 
 
-@pytest.fixture(scope="module")
-def calls(tmp_path_factory):
-    """What was asked of each guest but to tell how it is; all in one run, as it takes its time."""
-    folder = tmp_path_factory.mktemp("distributions")
-    guests = {name: stand_in(folder, name) for name in GUESTS}
+def applied(folder, *names, options=()):
+    """Apply the role to these guests, in one run, as it takes its time; they, and its output."""
+    guests = {name: stand_in(folder, name) for name in names}
     hosts = {
         name: {"ansible_connection": "local", "ansible_python_interpreter": str(guest.python)}
         for name, guest in guests.items()
     }
-    for name in ("consent", "again"):
+    for name in {"consent", "again"} & set(names):
         hosts[name]["linux_guest_luks_discard"] = True
     (folder / "play.yml").write_text(PLAY)
-    done = run_playbook(folder, "play.yml", {"all": {"hosts": hosts}}, patience=300)
+    done = run_playbook(folder, "play.yml", {"all": {"hosts": hosts}}, *options, patience=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    for name in set(hosts) - {"consent"}:
-        assert f"{name}] =>" in done.stdout
-    assert done.stdout.count("guest-discard-dm-crypt") == len(hosts)
+    return guests, done.stdout
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory):
+    """What was asked of each guest but to tell how it is."""
+    guests, output = applied(tmp_path_factory.mktemp("distributions"), *GUESTS)
+    for name in set(guests) - {"consent"}:
+        assert f"{name}] =>" in output
+    assert output.count("guest-discard-dm-crypt") == len(guests)
     found = {}
     for name, guest in guests.items():
         first, *_others = guest.calls
@@ -257,6 +262,19 @@ def assert_cron(asked, installer, package, *, manager, service):
 def assert_rebuilt(asked, argv):
     commands = [given["argv"] for name, given in asked if name == "command"]
     assert commands.count(argv) == 1, commands
+
+
+def test_check_mode_has_nothing_done(tmp_path):
+    """It asks for all that a run asks for, but to rebuild what nothing has changed."""
+    names = ("rhel", "alpine", "consent")
+    guests, _output = applied(tmp_path, *names, options=("--check",))
+    for name, guest in guests.items():
+        made = [call for call in guest.calls if call[0] == "command"]
+        only_reads = [["systemd-analyze", "calendar", "weekly"]] if name == "rhel" else []
+        assert [given["argv"] for _name, given in made] == only_reads
+        assert guest.done == ["command"] * len(only_reads)
+    asked = {each for guest in guests.values() for each, _given in guest.calls}
+    assert asked >= {"blockinfile", "cron", "crypttab", "lineinfile", "systemd_service"}
 
 
 def test_guests_do_not_trim_at_once(calls):
