@@ -53,7 +53,8 @@ options:
 #: The guest may be busy, or emulated on a machine that is.
 ANSWER_SECONDS = 60
 CHUNK_BYTES = 48 << 10
-POLL_SECONDS = 0.05
+#: To ask costs an emulated guest about as much as a short program does.
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 0.4
 #: Opens the file, which goes at once, and becomes the program.
 READING = 'exec <"$0" && rm -f "$0" && exec "$@"'
 #: How what ansible-core has packed ends, and what is put before it.
@@ -97,9 +98,10 @@ class Connection(shipped.Connection):
             in_data = in_data.replace(BEGIN, KEEPING + BEGIN)
             argv = ["/bin/sh", "-c", READING, self._write(in_data), *argv]
         call = {"path": argv[0], "arg": argv[1:], "capture-output": True}
-        pid = self._ask("guest-exec", **call)["pid"]
+        pid, pause = self._ask("guest-exec", **call)["pid"], FIRST_PAUSE_SECONDS
         while not (status := self._ask("guest-exec-status", pid=pid))["exited"]:
-            time.sleep(POLL_SECONDS)
+            time.sleep(pause)
+            pause = min(LONGEST_PAUSE_SECONDS, 1.3 * pause)
         out, err = (base64.b64decode(status.get(key, "")) for key in ("out-data", "err-data"))
         return status.get("exitcode", 128 + status.get("signal", 0)), out, err
 
