@@ -370,13 +370,14 @@ def pass_discards(lab, guest, tmp_path, *, on):
 
 @pytest.mark.slow("a task by the connection that users have, without KVM")
 def test_a_hypervisor_trims_itself(lab, tmp_path):
-    """At first by the connection that users have. Nothing can be installed: there is no network."""
+    """At first by the connection that users have. Packages and services: tests/functional."""
     guest = lab.warm(GuestSpec("lg-host", disks=(ROOT,)))
     variables = {
         "ansible_libvirt_uri": lab.uri,
         "ansible_host": guest.name,
         "ansible_python_interpreter": "/usr/bin/python3",
         "kvm_host_manage_packages": False,
+        "kvm_host_manage_services": False,
     }
     (tmp_path / "play.yml").write_text(PLAY.replace("linux_guest", "kvm_host"))
 
