@@ -17,10 +17,15 @@ KEPT_SECONDS = 30 * 86400
 
 
 def cache_folder() -> Path:
-    """``THINVIRT_CACHE``, or this user's cache folder as the XDG base directories have it."""
+    """``THINVIRT_CACHE``; root's in /var/cache, anybody else's where XDG base directories lie.
+
+    Not in root's home: a QEMU that is not root has to read a kernel there.
+    """
     own = os.environ.get("THINVIRT_CACHE")
     if own:
         return Path(own).resolve()
+    if os.geteuid() == 0:
+        return Path("/var/cache/thinvirt.kvm")
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "thinvirt.kvm")
 
 

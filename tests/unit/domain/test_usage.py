@@ -37,7 +37,7 @@ def test_a_disk_is_the_domains_that_has_it_now_or_at_its_next_start(
         snapshot_count=lambda: 0,
         checkpoint_count=lambda: 0,
     )
-    host = SimpleNamespace(guests=lambda _names: [guest], disk_path=lambda disk: disk.path)
+    host = SimpleNamespace(all_guests=lambda: [guest], disk_path=lambda disk: disk.path)
     with open_image(str(path)) as image:
         found = [one for one in Users(host).obstacles(image) if one.unless_format != "raw"]
     assert [obstacle.forbids_punch for obstacle in found] == forbids
