@@ -147,6 +147,7 @@ def test_discards_reach_the_host_without_a_reboot(lab, guest):
 
 
 @pytest.mark.parametrize(("call", "delay"), MOMENTS)
+@pytest.mark.slow("a guest with a system each; tests/functional has all moments")
 def test_killed(lab, guest, call, delay):
     before = identity(guest)
     given = kill_at(lab, guest, call, delay)
@@ -160,6 +161,7 @@ def test_killed(lab, guest, call, delay):
     records(guest)
 
 
+@pytest.mark.slow("a guest with a system each; tests/functional has all moments")
 def test_killed_and_started_by_hand(lab, guest):
     before = identity(guest)
     given = kill_at(lab, guest, "managedSaveDefineXML", AFTER)
@@ -173,6 +175,7 @@ def test_killed_and_started_by_hand(lab, guest):
 
 
 @pytest.mark.parametrize("delay", [0.1, 0.6])
+@pytest.mark.slow("a guest with a system each; tests/functional has all moments")
 def test_libvirtd_is_killed_meanwhile(lab, guest, delay):
     """The run that it happens to, or the next one, brings the guest back as it was."""
     before = identity(guest)

@@ -226,8 +226,12 @@ def resume(guest: Guest, old: t.Mapping[str, xml.DiskSettings], *, as_is: bool =
     :raises HypervisorError: it does not start either way; its state is kept.
     """
     complaints = []
-    for settings in (None, old) if as_is else (old,):
+    # libvirt may still be clearing away a QEMU that has just failed, and take the next one with it
+    # ("domain is not running"): the old settings are tried once more.
+    for settings in (*((None,) if as_is else ()), old, old):
         try:
+            if complaints:
+                time.sleep(_RECONNECT_PAUSE_SECONDS)
             if guest.is_active():
                 return
             if settings is not None:
@@ -251,7 +255,7 @@ def resume(guest: Guest, old: t.Mapping[str, xml.DiskSettings], *, as_is: bool =
     raise HypervisorError(
         f"Domain {name} was saved for this work and cannot be restored, neither with its new "
         f"settings nor with its old ones; it is off, and its memory is kept in libvirt's saved "
-        f"state: {' '.join(complaints)}",
+        f"state: {' '.join(dict.fromkeys(complaints))}",
         remedy=f"Look at its log, mend what it complains of (virsh managedsave-edit "
         f"{typed(name)}), and run virsh start {typed(name)}: it goes on where it was. Only if that "
         "memory may be lost, "

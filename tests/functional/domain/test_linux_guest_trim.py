@@ -77,6 +77,7 @@ def test_one_call_for_each_hypervisor(run):
         assert f"domain {variables.get('kvm_domain', guest)} has no writable disk" in ends[guest]
 
 
+@pytest.mark.slow("a role in batches, for each of them")
 def test_each_batch_calls_for_itself(run):
     """As if something had been done to the guests, so that they are trimmed again."""
     acted = {"__linux_guest_acted": True}

@@ -76,6 +76,7 @@ def test_a_guest_that_was_filled_need_not_trim(lab, mute, tmp_path, filled, ok):
     assert ok or "TASK [thinvirt.kvm.compact_images : Fail for what could not be done]" in output
 
 
+@pytest.mark.slow("a whole playbook")
 def test_compaction_follows_although_no_guest_was_filled(lab, mute, waste, tmp_path):
     """Ansible ends where all hosts of a play have failed, or are out of reach."""
     path = waste.disk("sda").path

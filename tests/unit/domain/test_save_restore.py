@@ -114,6 +114,24 @@ def test_if_it_can_not_it_goes_on_with_its_old_ones(trouble):
     assert guest.notes[-1] == "removed"
 
 
+def test_a_failed_start_that_takes_the_next_one_with_it(monkeypatch):
+    """libvirt clears away the QEMU that did not take the new settings while the next one starts."""
+    guest, failures = Guest(refuses=NEW), ["operation failed: domain is not running"]
+    start = guest.start
+
+    def disturbed():
+        if settings(guest.saved) == OLD and failures:
+            raise HypervisorError(failures.pop())
+        start()
+
+    monkeypatch.setattr(guest, "start", disturbed)
+    monkeypatch.setattr(restart, "_RECONNECT_PAUSE_SECONDS", 0.01)
+    with pytest.raises(HypervisorError, match="could not be restored with its new settings"):
+        apply(guest)
+    assert failures == []
+    assert (guest.active, settings(guest.live)) == (True, OLD)
+
+
 def test_one_that_somebody_else_has_started_is_not_said_to_have_them(monkeypatch):
     guest = Guest()
     monkeypatch.setattr(guest, "managed_save", lambda: None)  # it runs again at once
