@@ -209,6 +209,7 @@ exec {} "$@"
 """
 
 
+@pytest.mark.slow("a QEMU fails twice, and libvirt waits for it")
 def test_a_failed_restore_falls_back_to_the_old_settings(lab, guest, tmp_path):
     guest.destroy()
     emulator = ElementTree.fromstring(guest.xml()).findtext("devices/emulator")
