@@ -225,7 +225,7 @@ def resume(guest: Guest, old: t.Mapping[str, xml.DiskSettings], *, as_is: bool =
     :param as_is: try it as its saved state is, first.
     :raises HypervisorError: it does not start either way; its state is kept.
     """
-    complaints = []
+    complaints: list[str] = []
     # libvirt may still be clearing away a QEMU that has just failed, and take the next one with it
     # ("domain is not running"): the old settings are tried once more.
     for settings in (*((None,) if as_is else ()), old, old):
