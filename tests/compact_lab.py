@@ -157,7 +157,7 @@ def raw_image(path: Path, *, data_mib: int = 16, zeros_mib: int = 24, tail: int 
     return path
 
 
-#: Comes before the module: a qemu-img of ours is found before the real one.
+#: Comes before the module: a qemu-img of :func:`make_holder` is found before the real one.
 _HELD = """
 import sys
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image import process
@@ -169,7 +169,7 @@ if [ "$1" = {stage} ] && mkdir {folder}/held 2>/dev/null; then
     echo $$ >{folder}/pid
     kill -STOP $$
 fi
-exec /usr/bin/qemu-img "$@"
+exec {real} "$@"
 """
 _HOLDERS: dict[subprocess.Popen, Path] = {}
 
@@ -180,6 +180,24 @@ def _holders() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="thinvirt-hold-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+def make_holder(stage: str, *, real: str = "/usr/bin/qemu-img") -> Path:
+    """A folder with a qemu-img that stands still when this subcommand begins, once."""
+    folder = Path(tempfile.mkdtemp(dir=_holders()))
+    program = folder / "qemu-img"
+    program.write_text(_HOLDER.format(stage=stage, folder=folder, real=real))
+    program.chmod(0o755)
+    return folder
+
+
+def held_in(folder: Path) -> int | None:
+    """The process that a program of :func:`make_holder` is, if it stands still."""
+    with contextlib.suppress(OSError, ValueError):
+        pid = int((folder / "pid").read_text())
+        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
+            return pid
+    return None
 
 
 def start(
@@ -205,11 +223,8 @@ def start_module(
         :func:`held_child`.
     """
     argv = [*prefix, sys.executable, "-c", (_HELD if hold else "") + _RUN, module]
-    holder = Path(tempfile.mkdtemp(dir=_holders())) if hold else None
+    holder = make_holder(hold) if hold else None
     if holder:
-        program = holder / "qemu-img"
-        program.write_text(_HOLDER.format(stage=hold, folder=holder))
-        program.chmod(0o755)
         argv.append(str(holder))
     process = subprocess.Popen(
         argv,
@@ -232,12 +247,9 @@ def held_child(process: subprocess.Popen) -> int:
     folder = _HOLDERS.pop(process)
 
     def find() -> int | None:
-        with contextlib.suppress(OSError, ValueError):
-            pid = int((folder / "pid").read_text())
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
-                return pid
-        assert process.poll() is None, answer(process)
-        return None
+        pid = held_in(folder)
+        assert pid or process.poll() is None, answer(process)
+        return pid
 
     return t.cast("int", wait_for(find))
 

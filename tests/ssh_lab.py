@@ -17,18 +17,25 @@ from pathlib import Path
 
 SSHD = "/usr/sbin/sshd"
 #: sshd refuses to run as root without a folder that packages make at boot; ours is in a namespace.
+#: There, other programs may stand in the place of the system's.
 IN_NAMESPACE = (
-    *("unshare", "--mount", "sh", "-c"),
-    'mount -t tmpfs tmpfs /run && mkdir -m 755 /run/sshd && exec "$@"',
+    *("unshare", "--mount", "sh", "-ec"),
+    """mount -t tmpfs tmpfs /run && mkdir -m 755 /run/sshd
+    if [ "$1" ]; then mount --bind "$1" /usr/bin/qemu-img; fi
+    shift; exec "$@" """,
     "sh",
 )
 
 
 class Sshd:
-    """Serves the user who runs the tests, and nobody else, by a key."""
+    """Serves the user who runs the tests, and nobody else, by a key.
 
-    def __init__(self, folder: Path) -> None:
+    :param qemu_img: what whoever comes by it finds as qemu-img, if root runs the tests.
+    """
+
+    def __init__(self, folder: Path, *, qemu_img: Path | None = None) -> None:
         self.folder = folder
+        self._qemu_img = "" if qemu_img is None else str(qemu_img)
         self.port = _free_port()
         self._process: subprocess.Popen | None = None
         # The name of a socket has at most 107 bytes, and folders of tests have long names.
@@ -57,7 +64,7 @@ class Sshd:
         argv = [SSHD, "-D", "-e", "-f", str(self.folder / "config")]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [*(IN_NAMESPACE if os.geteuid() == 0 else ()), *argv],
+                [*((*IN_NAMESPACE, self._qemu_img) if os.geteuid() == 0 else ()), *argv],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

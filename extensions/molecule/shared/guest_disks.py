@@ -22,8 +22,12 @@ MIB = 1 << 20
 KEPT_BYTES = 8 * MIB
 WASTE_BYTES = 100 * MIB
 ROOT = "sda"
-# The agent trims what is mounted when it is asked, so after a boot it waits for the mounts.
-MOUNT = "LABEL={0} /mnt/{0} ext4 noatime,nofail,x-systemd.before=qemu-guest-agent.service 0 0\n"
+# The agent trims what is mounted when it is asked, so after a boot it waits for the mounts, and
+# these for their disks: on a machine that has other work longer than systemd's 90 s.
+MOUNT = (
+    "LABEL={0} /mnt/{0} ext4 noatime,nofail,x-systemd.device-timeout=900,"
+    "x-systemd.before=qemu-guest-agent.service 0 0\n"
+)
 # Each boot replaces folders in /tmp and /var/tmp. On the root disk the blocks of the old ones could
 # come free after the first trim: the second one would rightly report a change.
 QUIET = "tmpfs /tmp tmpfs mode=1777 0 0\ntmpfs /var/tmp tmpfs mode=1777 0 0\n"

@@ -262,7 +262,7 @@ def test_storm(storm, kind, record_property):
 
 
 @pytest.mark.storm
-@pytest.mark.skipif(not FULL, reason="two boots; in every run Molecule boots a compacted guest")
+@pytest.mark.skipif(not FULL, reason="two boots: make storm")
 def test_a_guest_boots_after_a_storm(lab, tmp_path, record_property):
     """Its disk is rewritten and killed; at last it is started as the last kill has left it."""
     pristine = tmp_path / "pristine"
