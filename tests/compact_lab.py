@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -285,6 +286,12 @@ def users_of(folder: Path) -> list[int]:
                         found.append(int(name))
                         break
     return found
+
+
+def go_on(pid: int) -> None:
+    """Have what was held go on, unless the module has seen a reason to end it meanwhile."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
 
 
 def child_of(process: subprocess.Popen, command: str) -> int:

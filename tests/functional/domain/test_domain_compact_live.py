@@ -20,7 +20,7 @@ import subprocess
 import threading
 
 import pytest
-from compact_lab import answer, child_of, held_child, start, wait_for
+from compact_lab import answer, child_of, go_on, held_child, start, wait_for
 from image_lab import qemu_io, run
 from lab import Disk, GuestSpec
 from live_lab import CONTENT, Writer, assert_one_file
@@ -176,7 +176,7 @@ def test_a_copy_that_is_not_the_same_is_never_gone_over_to(lab, domain):
     with copy.open("r+b") as file:  # a bit that has tipped
         file.seek(place + 4096)
         file.write(b"\6")
-    os.kill(child, signal.SIGCONT)
+    go_on(child)
     result = answer(process)
     assert_explains(result, "has another content", "as it was")
     assert path.stat().st_ino == inode

@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from xml.etree import ElementTree as ET
 
 import pytest
-from compact_lab import answer, held_child, start_module
+from compact_lab import answer, go_on, held_child, start_module
 from lab import Disk, GuestSpec
 from support import _RUN, assert_explains, run_module
 
@@ -285,7 +284,7 @@ def test_a_domain_that_is_changed_while_its_disks_are_copied(lab, guest, dest, t
     lab.virsh("setvcpus", guest.name, "1", "--config", "--maximum")
     lab.virsh("desc", guest.name, "--config", "--title", "another")
     before = dump(lab, guest.name)
-    os.kill(child, signal.SIGCONT)
+    go_on(child)
     result = answer(process)
     assert_explains(result, "was changed by somebody else while its disks", "were removed. Run")
     assert not result["changed"]

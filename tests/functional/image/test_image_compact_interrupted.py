@@ -22,6 +22,7 @@ from compact_lab import (
     assert_same,
     compact,
     entry_of,
+    go_on,
     held,
     image,
     leftovers,
@@ -120,7 +121,7 @@ def test_a_second_run_fails_at_once_and_names_the_first(tmp_path, method):
             assert busy in result["msg"]
             assert "Wait for it to end" in result["msg"]
         assert state(tmp_path) == before
-        os.kill(child, signal.SIGCONT)
+        go_on(child)
         assert answer(process)["images"][0]["method"] == "rewrite"
     assert leftovers(tmp_path) == []
 
@@ -134,7 +135,7 @@ def test_an_image_that_is_written_to_while_it_is_copied(tmp_path):
     with held(path, "compare") as (process, child):
         os.utime(path)
         inode = path.stat().st_ino
-        os.kill(child, signal.SIGCONT)
+        go_on(child)
         result = answer(process)
     assert "was written to while it was copied; the copy was removed" in result["msg"]
     assert path.stat().st_ino == inode
@@ -148,7 +149,7 @@ def test_an_image_that_is_exchanged_while_it_is_copied(tmp_path):
     checksum = sha256(tmp_path / "restored")
     with held(path, "convert") as (process, child):
         os.rename(tmp_path / "restored", path)
-        os.kill(child, signal.SIGCONT)
+        go_on(child)
         result = answer(process)
     assert "was changed or exchanged by somebody else; it was left as it is" in result["msg"]
     assert sha256(path) == checksum
@@ -162,7 +163,7 @@ def test_an_image_that_is_exchanged_before_it_is_copied(tmp_path):
     checksum = sha256(tmp_path / "restored")
     with held(path, "check") as (process, child):
         os.rename(tmp_path / "restored", path)
-        os.kill(child, signal.SIGCONT)
+        go_on(child)
         result = answer(process)
     assert "was changed or exchanged by somebody else" in result["msg"]
     assert sha256(path) == checksum
@@ -175,7 +176,7 @@ def test_a_copy_that_somebody_exchanges(tmp_path):
     with held(path, "compare") as (process, child):
         (temp,) = glob.glob(f"{tmp_path}/.x.qcow2.thinvirt-*.tmp")
         os.rename(raw_image(tmp_path / "evil"), temp)
-        os.kill(child, signal.SIGCONT)
+        go_on(child)
         result = answer(process)
     assert result["failed"]
     assert "it was left as it is" in result["msg"]
@@ -193,7 +194,7 @@ def test_a_copy_that_somebody_writes_to(tmp_path):
         with open(temp, "r+b") as file:
             file.seek(-70000, os.SEEK_END)
             file.write(os.urandom(70000))
-        os.kill(child, signal.SIGCONT)
+        go_on(child)
         result = answer(process)
     assert "has another content; it was removed" in result["msg"]
     assert_as_it_was(path, before)

@@ -24,6 +24,7 @@ from compact_lab import (
     assert_same,
     compact,
     entry_of,
+    go_on,
     held_child,
     image,
     leftovers,
@@ -229,7 +230,7 @@ def test_it_cannot_start_while_a_copy_is_made_and_starts_afterwards(lab, define,
     process = start(path, uri=lab.uri, method="rewrite", hold=stage)
     child = held_child(process)
     refuse_to_start(lab, guest)
-    os.kill(child, signal.SIGCONT)
+    go_on(child)
     assert answer(process)["images"][0]["method"] == "rewrite"
     lab.virsh("start", guest.name, "--paused")
     assert qemu_has(path)
@@ -274,7 +275,7 @@ def test_it_cannot_start_while_it_is_copied_elsewhere(lab, define, tmp_path, sta
     process = start_module("image_convert", hold=stage, **given)
     child = held_child(process)
     refuse_to_start(lab, guest)
-    os.kill(child, signal.SIGCONT)
+    go_on(child)
     assert answer(process)["changed"]
     assert_same(path, copy)
     lab.virsh("start", guest.name, "--paused")

@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from compact_lab import (
     compact,
     entry_of,
     fill,
+    go_on,
     held,
     held_child,
     image,
@@ -79,7 +79,7 @@ def test_a_disk_that_becomes_full_while_a_copy_is_made(mounted, left):
     content = state(point)["x.qcow2"]
     with held(path, "convert") as (process, child):
         filler = fill_up(point, leave_bytes=left)
-        os.kill(child, signal.SIGCONT)
+        go_on(child)
         result = answer(process)
     assert result["failed"]
     for says in ("No space left on device", "it is as it was", "Free space on the file system."):
@@ -102,7 +102,7 @@ def test_a_disk_that_becomes_full_while_a_copy_is_made_elsewhere(mounted, tmp_pa
     process = start_module("image_convert", hold="convert", **given)
     child = held_child(process)
     filler = fill_up(point, leave_bytes=left)
-    os.kill(child, signal.SIGCONT)
+    go_on(child)
     result = answer(process)
     assert result["failed"]
     for says in ("No space left on device", "it is as it was", "Free space on the file system."):
@@ -120,7 +120,7 @@ def test_a_disk_that_comes_down_to_what_is_to_be_left_free(mounted):
     content = state(point)["x.qcow2"]
     with held(path, "convert", min_free_bytes=64 * MIB) as (process, child):
         fill_up(point, leave_bytes=48 * MIB)
-        os.kill(child, signal.SIGCONT)
+        go_on(child)
         result = answer(process)
     assert "less than min_free_bytes=67108864; the copy was removed" in result["msg"]
     assert "Free space, or lower min_free_bytes" in result["msg"]

@@ -15,7 +15,7 @@ import time
 import pytest
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.convert import Request
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.versions import copy_versions
-from compact_lab import answer, held_child, start_module, state
+from compact_lab import answer, go_on, held_child, start_module, state
 from image_lab import create, qemu_io, run
 from qcow2_bytes import patch
 from support import assert_explains, run_module
@@ -217,7 +217,7 @@ def test_a_second_run_fails_at_once_and_names_the_first(image, tmp_path):
         busy = f"Another run process {process.pid} (convert, copy) is at work on {dest}"
         assert_explains(result, busy, "nothing was changed. Wait for it to end.")
     assert state(tmp_path) == before
-    os.kill(child, signal.SIGCONT)
+    go_on(child)
     assert answer(process)["changed"]
     assert "identical" in run("qemu-img", "compare", image, dest)
 
