@@ -41,7 +41,7 @@ test: setup-test ## what every change has to pass (about 10 min; 13 the first ti
 	@echo "==> Unit, functional and short live tests (about 8 min)"
 	@$(RUN) pytest tests $(SIDE_BY_SIDE) -m "not ($(SLOW))" -rs --durations=20 $(ARGS) </dev/null
 
-test-all: setup-test guest ## what make test leaves out: slow tests, storms in short form (about 40 min)
+test-all: setup-test guest ## what make test leaves out: slow tests, storms in short form (about 25 min)
 	@$(RUN) pytest tests $(SIDE_BY_SIDE) -m "$(SLOW)" -rs --durations=20 $(ARGS) </dev/null
 
 guest: setup # the guest image, built once a machine, and a guest that has booted from it
@@ -50,7 +50,7 @@ guest: setup # the guest image, built once a machine, and a guest that has boote
 bench: setup-test ## time the modules against the bare tools (about 25 min)
 	@$(RUN) python -m bench </dev/null
 
-mutants: setup-test ## break the product in hundreds of ways, one at a time, and see tests turn red (about 25 min)
+mutants: setup-test ## break the product in hundreds of ways, one at a time, and see tests turn red (long)
 	@$(RUN) python -m mutants $(ARGS) </dev/null
 
 storm: setup-test ## kill the modules at hundreds of moments, and look what is left (hours)
