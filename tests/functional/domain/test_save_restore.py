@@ -104,6 +104,7 @@ PAUSED_FOR_GOOD = "paused due to previous migration"
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.2, 0.5])
+@pytest.mark.slow("a libvirtd that was killed may hang in its start of the guest for minutes")
 def test_libvirtd_is_killed_meanwhile(lab, guest, delay):
     given = arguments(lab, guest, detect_zeroes=other_setting(guest))
     thread = restart_libvirtd(lab, guest, delay=delay)
