@@ -255,7 +255,7 @@ def held_child(process: subprocess.Popen) -> int:
     return t.cast("int", wait_for(find))
 
 
-def answer(process: subprocess.Popen, *, patience: float = 60) -> dict[str, t.Any]:
+def answer(process: subprocess.Popen, *, patience: float = 180) -> dict[str, t.Any]:
     """What a module returns that was started."""
     out, err = process.communicate(timeout=patience)
     assert err == ""

@@ -203,9 +203,17 @@ def _take_over(guest: Guest, saved: t.Mapping[str, xml.DiskSettings], timeout: f
     while True:
         try:
             return guest.write_note(me(), saved=settings_text(saved))
-        except BusyError:
+        except BusyError as error:
             if time.monotonic() > deadline:
-                raise
+                # Seen with libvirt 9.0: killed while a guest was started, it comes back with the
+                # job of that start, which nobody ends, and lets nobody destroy the domain either.
+                raise BusyError(
+                    f"A run that was killed left a note in domain {guest.name}, and libvirt was "
+                    f"busy with this domain for more than {timeout:.0f} s; nothing was changed: "
+                    f"{error.message}",
+                    remedy="Run the task again later. If libvirt never becomes free, restart "
+                    "libvirtd, which leaves guests running, and run the task again.",
+                ) from error
         time.sleep(_BUSY_PAUSE_SECONDS)
 
 

@@ -413,7 +413,8 @@ def test_one_rewrite_on_each_file_system(lab, in_memory, places, parallel, at_on
         for pid in held:
             os.kill(pid, signal.SIGCONT)
         result = answer(process)
-    assert [entry["freed_bytes"] // (15 * MIB) for entry in result["domains"]] == [1] * len(places)
+    freed = [entry["freed_bytes"] // (15 * MIB) for entry in result["domains"]]
+    assert freed == [1] * len(places), result
 
 
 def test_a_signal_ends_all_rewrites(lab, in_memory, tmp_path):

@@ -17,7 +17,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import xml
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Hypervisor
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import RefusedError
 from lab import Disk, GuestSpec
-from libvirtd import libvirtd_pid
+from libvirtd import kill_libvirtd, libvirtd_pid, start_libvirtd
 from save_lab import (
     AFTER,
     MOMENTS,
@@ -101,16 +101,22 @@ def test_killed_and_started_by_hand(lab, guest):
 #: libvirtd died while QEMU had written all: QEMU saves no more until its guest has run, and libvirt
 #: does not resume one that was paused on purpose. One that ran, it does.
 PAUSED_FOR_GOOD = "paused due to previous migration"
+#: libvirtd 9.0 died while it started QEMU: one in eight comes back with a job that nobody ends.
+BUSY_FOR_GOOD = "restart libvirtd, which leaves guests running"
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.2, 0.5])
-@pytest.mark.slow("a libvirtd that was killed may hang in its start of the guest for minutes")
+@pytest.mark.slow("a libvirtd that was killed may be busy with the guest for good")
 def test_libvirtd_is_killed_meanwhile(lab, guest, delay):
-    given = arguments(lab, guest, detect_zeroes=other_setting(guest))
+    given = arguments(lab, guest, detect_zeroes=other_setting(guest), timeout=40)
     thread = restart_libvirtd(lab, guest, delay=delay)
-    run_module("domain_discard", **given)
+    run_module("domain_discard", patience=400, **given)
     thread.join()
-    again = run_module("domain_discard", **given)
+    again = run_module("domain_discard", patience=400, **given)
+    if BUSY_FOR_GOOD in again.get("msg", ""):
+        kill_libvirtd(lab)
+        start_libvirtd(lab)
+        again = run_module("domain_discard", **given)
     if PAUSED_FOR_GOOD in again.get("msg", ""):
         assert "nothing was changed" in again["msg"]
         lab.virsh("resume", guest.name)
