@@ -19,6 +19,7 @@ import time
 import typing as t
 from pathlib import Path
 
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import places
 from image_lab import create, qemu_io, run
 from support import _RUN, run_module
 
@@ -79,6 +80,9 @@ def state(folder: Path) -> dict[str, tuple[t.Any, ...]]:
 def leftovers(folder: Path) -> list[str]:
     """What a run may have left: journals, copies, second names."""
     names = {path.name for pattern in LEFTOVERS for path in folder.glob(pattern)}
+    here = os.path.realpath(folder)
+    left = [os.path.split(place.path) for place in places()]
+    names |= {f"journal of {name}" for parent, name in left if parent == here}
     return sorted(name for name in names if not name.endswith(".thinvirt-original"))
 
 

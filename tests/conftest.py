@@ -8,7 +8,9 @@ import contextlib
 import fcntl
 import gc
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +31,12 @@ def pytest_configure() -> None:
     if os.environ.get("ANSIBLE_COLLECTIONS_PATH") != str(ROOT / ".cache"):
         pytest.exit("the environment is missing: run '. tools/env.sh', or make unit, ...", 4)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # What is begun is written down there: not among what the machine's own runs have left.
+    os.environ["THINVIRT_STATE_DIR"] = tempfile.mkdtemp(prefix="thinvirt-state-", dir="/var/tmp")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ.pop("THINVIRT_STATE_DIR", ""), ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -20,6 +20,11 @@ def libvirt_spec(*, domains_required: bool) -> dict[str, t.Any]:
     return {"uri": {"type": "str", "default": "qemu:///system"}, "domains": domains}
 
 
+def trusted_owners_spec() -> dict[str, t.Any]:
+    """Who may exchange names; ``doc_fragments/trusted_owners.py`` documents the same."""
+    return {"trusted_owners": {"type": "list", "elements": "str", "default": []}}
+
+
 def state_dir_spec() -> dict[str, t.Any]:
     """Where old configurations are kept; ``doc_fragments/libvirt.py`` documents the same."""
     return {

@@ -26,6 +26,7 @@ description:
 extends_documentation_fragment:
   - thinvirt.kvm.libvirt
   - thinvirt.kvm.libvirt.domains_required
+  - thinvirt.kvm.trusted_owners
   - thinvirt.kvm.attributes
 attributes:
   check_mode:
@@ -292,7 +293,9 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signa
 from ansible_collections.thinvirt.kvm.plugins.module_utils._spec import (
     failure_message,
     libvirt_spec,
+    trusted_owners_spec,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.trust import trust
 
 
 def main() -> None:
@@ -312,6 +315,7 @@ def main() -> None:
             "parallel": {"type": "int", "default": 1},
             "allowed_dirs": {"type": "list", "elements": "str", "default": []},
             "timeout": {"type": "int", "default": 21600},
+            **trusted_owners_spec(),
         },
         supports_check_mode=True,
     )
@@ -322,6 +326,7 @@ def main() -> None:
     if not 1 <= params["parallel"] <= MAX_WORKERS:
         module.fail_json(msg=f"parallel must be between 1 and {MAX_WORKERS}.")
     try:
+        trust(params["trusted_owners"])
         refuse_duplicates("disks", params["disks"])
         options = Options(allowed_dirs=tuple(params["allowed_dirs"]), timeout=params["timeout"])
         request = convert.Request(

@@ -32,6 +32,7 @@ extends_documentation_fragment:
   - thinvirt.kvm.libvirt
   - thinvirt.kvm.libvirt.domains_required
   - thinvirt.kvm.compact
+  - thinvirt.kvm.trusted_owners
   - thinvirt.kvm.attributes
 attributes:
   check_mode:
@@ -332,7 +333,9 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._spec import (
     compact_spec,
     failure_message,
     libvirt_spec,
+    trusted_owners_spec,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.trust import trust
 
 
 def main() -> None:
@@ -353,6 +356,7 @@ def main() -> None:
             "shutdown_timeout": {"type": "int", "default": 300},
             "parallel": {"type": "int", "default": 1},
             **compact_spec(),
+            **trusted_owners_spec(),
         },
         supports_check_mode=True,
     )
@@ -360,6 +364,7 @@ def main() -> None:
     if not 1 <= params["parallel"] <= MAX_WORKERS:
         module.fail_json(msg=f"parallel must be between 1 and {MAX_WORKERS}.")
     try:
+        trust(params["trusted_owners"])
         refuse_duplicates("disks", params["disks"])
         refuse_live_wishes(params)
         folder = checked_folder(params["dest_dir"]) if params["dest_dir"] else ""

@@ -36,6 +36,7 @@ extends_documentation_fragment:
   - thinvirt.kvm.libvirt
   - thinvirt.kvm.libvirt.domains_required
   - thinvirt.kvm.libvirt.state_dir
+  - thinvirt.kvm.trusted_owners
   - thinvirt.kvm.attributes
 attributes:
   check_mode:
@@ -274,7 +275,9 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._spec import (
     failure_message,
     libvirt_spec,
     state_dir_spec,
+    trusted_owners_spec,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.trust import trust
 
 _PLAIN = ("state_dir", "force", "power", "shutdown_timeout", "boot_timeout", "parallel")
 
@@ -295,6 +298,7 @@ def main() -> None:
             "shutdown_timeout": {"type": "int", "default": 300},
             "boot_timeout": {"type": "int", "default": 600},
             "parallel": {"type": "int", "default": 1},
+            **trusted_owners_spec(),
         },
         required_if=[("state", "present", ["bus"])],
         supports_check_mode=True,
@@ -313,6 +317,7 @@ def main() -> None:
     if not 1 <= params["parallel"] <= MAX_WORKERS:
         module.fail_json(msg=f"parallel has to be between 1 and {MAX_WORKERS}.")
     try:
+        trust(params["trusted_owners"])
         refuse_duplicates("disks", params["disks"])
         with Hypervisor(params["uri"], local_only=True) as hypervisor:
             outcomes = bus_change.decide(hypervisor, params["domains"], request)

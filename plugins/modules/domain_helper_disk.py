@@ -23,6 +23,7 @@ description:
 extends_documentation_fragment:
   - thinvirt.kvm.libvirt
   - thinvirt.kvm.libvirt.domains_required
+  - thinvirt.kvm.trusted_owners
   - thinvirt.kvm.attributes
 attributes:
   check_mode:
@@ -147,7 +148,9 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signa
 from ansible_collections.thinvirt.kvm.plugins.module_utils._spec import (
     failure_message,
     libvirt_spec,
+    trusted_owners_spec,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.trust import trust
 
 
 def main() -> None:
@@ -160,6 +163,7 @@ def main() -> None:
             "dir": {"type": "path"},
             "power": {"type": "str", "choices": ["keep", "cycle"], "default": "keep"},
             "timeout": {"type": "int", "default": 300},
+            **trusted_owners_spec(),
         },
         supports_check_mode=True,
     )
@@ -173,6 +177,7 @@ def main() -> None:
         timeout=params["timeout"],
     )
     try:
+        trust(params["trusted_owners"])
         with Hypervisor(params["uri"], local_only=True) as hypervisor:
             outcomes = helper.decide(hypervisor, params["domains"], request)
             changes = [change for outcome in outcomes for change in outcome.changes]

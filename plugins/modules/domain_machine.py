@@ -25,6 +25,7 @@ extends_documentation_fragment:
   - thinvirt.kvm.libvirt
   - thinvirt.kvm.libvirt.domains_required
   - thinvirt.kvm.libvirt.state_dir
+  - thinvirt.kvm.trusted_owners
   - thinvirt.kvm.attributes
 attributes:
   check_mode:
@@ -243,7 +244,9 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._spec import (
     failure_message,
     libvirt_spec,
     state_dir_spec,
+    trusted_owners_spec,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.trust import trust
 
 _REBUILD = {
     "name": {"type": "str", "required": True},
@@ -281,6 +284,7 @@ def main() -> None:
             },
             "machine": {"type": "str"},
             "rebuild": {"type": "dict", "options": _REBUILD},
+            **trusted_owners_spec(),
         },
         required_if=[("state", "rebuilt", ["rebuild"])],
         supports_check_mode=True,
@@ -288,6 +292,7 @@ def main() -> None:
     if module.params["machine"] and module.params["state"] not in ("current", "rebuilt"):
         module.fail_json(msg="machine is for state=current and state=rebuilt.")
     try:
+        trust(module.params["trusted_owners"])
         request = _request(module)
         with Hypervisor(module.params["uri"], local_only=True) as hypervisor, signals_raise():
             outcomes = machine_change.decide(hypervisor, module.params["domains"], request)

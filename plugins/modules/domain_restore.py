@@ -18,6 +18,7 @@ description:
   - No domain and no file is ever written over.
 extends_documentation_fragment:
   - thinvirt.kvm.libvirt
+  - thinvirt.kvm.trusted_owners
   - thinvirt.kvm.attributes
 attributes:
   check_mode:
@@ -149,7 +150,9 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.convert import
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.progress import progress_logger
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import Stages
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_raise
+from ansible_collections.thinvirt.kvm.plugins.module_utils._spec import trusted_owners_spec
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import encodable
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.trust import trust
 
 
 def main() -> None:
@@ -163,6 +166,7 @@ def main() -> None:
             "keep_macs": {"type": "bool", "default": False},
             "min_free_bytes": {"type": "int", "default": 1 << 30},
             "timeout": {"type": "int", "default": 21600},
+            **trusted_owners_spec(),
         },
         supports_check_mode=True,
     )
@@ -170,6 +174,7 @@ def main() -> None:
     if params["timeout"] <= 0 or params["min_free_bytes"] < 0:
         module.fail_json(msg="timeout must be positive, and min_free_bytes at least 0.")
     try:
+        trust(params["trusted_owners"])
         with signals_raise(), Hypervisor(params["uri"], local_only=True) as hypervisor:
             outcome = Restore(
                 hypervisor=hypervisor,

@@ -21,6 +21,7 @@ description:
 extends_documentation_fragment:
   - thinvirt.kvm.libvirt
   - thinvirt.kvm.compact
+  - thinvirt.kvm.trusted_owners
   - thinvirt.kvm.attributes
 attributes:
   check_mode:
@@ -210,8 +211,10 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signa
 from ansible_collections.thinvirt.kvm.plugins.module_utils._spec import (
     compact_spec,
     failure_message,
+    trusted_owners_spec,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import shown
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.trust import trust
 
 
 def main() -> None:
@@ -221,11 +224,13 @@ def main() -> None:
             "paths": {"type": "list", "elements": "str", "required": True},
             "format": {"type": "str", "choices": ["auto", "raw", "qcow2"], "default": "auto"},
             **compact_spec(),
+            **trusted_owners_spec(),
         },
         supports_check_mode=True,
     )
     params = module.params
     try:
+        trust(params["trusted_owners"])
         request = compact_policy.request_of(params, image_format=params["format"])
         paths, unmatched = expand_paths(params["paths"])
         with signals_raise(), users_at(params["uri"]) as users:

@@ -121,6 +121,7 @@ options:
     default: 21600
 extends_documentation_fragment:
   - ansible.builtin.files
+  - thinvirt.kvm.trusted_owners
   - thinvirt.kvm.attributes
 requirements:
   - qemu-img 5.2 or later
@@ -253,8 +254,12 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image import convert
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.inspect import Options
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.report import expand_paths
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_raise
-from ansible_collections.thinvirt.kvm.plugins.module_utils._spec import failure_message
+from ansible_collections.thinvirt.kvm.plugins.module_utils._spec import (
+    failure_message,
+    trusted_owners_spec,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import encodable, shown
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.trust import trust
 
 
 def _request(params: dict[str, t.Any]) -> convert.Request:
@@ -322,6 +327,7 @@ def main() -> None:
             "min_free_bytes": {"type": "int", "default": 1 << 30},
             "force": {"type": "bool", "default": False},
             "timeout": {"type": "int", "default": 21600},
+            **trusted_owners_spec(),
         },
         add_file_common_args=True,
         mutually_exclusive=[("src", "paths"), ("dest", "dest_dir")],
@@ -332,6 +338,7 @@ def main() -> None:
     if module.params["keep"] < 0:
         module.fail_json(msg="keep must be at least 0.")
     try:
+        trust(module.params["trusted_owners"])
         with signals_raise():
             copies = _copy(module)
     except ThinvirtError as error:

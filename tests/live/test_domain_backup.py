@@ -22,6 +22,7 @@ import pytest
 from ansible_collections.thinvirt.kvm.plugins.module_utils._backup.job import Workplace
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import (
     Record,
+    journal_path,
     open_journal,
 )
 from backup_lab import assert_nothing_left, assert_whole, backup, entry
@@ -211,7 +212,7 @@ def is_frozen(guest) -> bool:
 def kill_while_frozen(lab, guest, folder) -> bool:
     """Kill a run between its freeze and its thaw; whether that came about."""
     uuid = lab.virsh("domuuid", guest.name).strip()
-    journal = lab.state / "disks" / f".thinvirt-backup-{uuid}.thinvirt-journal"
+    journal = Path(journal_path(Workplace(str(lab.state / "disks"), uuid).journal))
     process = begin(lab, folder, guest.name, disks=["sdb"])
 
     def stage() -> str:

@@ -4,8 +4,8 @@
 
 While libvirt's backup job runs in pull mode, QEMU saves what the guest overwrites to a scratch file
 per disk, and serves the disks as they were over NBD.  A job outlives its client, so what is begun
-is written down first: ``.thinvirt-backup-UUID.thinvirt-journal`` beside the scratch files' folder,
-``.thinvirt-backup-UUID``.  The journal is locked as long as the client lives; the next run ends the
+is written down first: the journal is of ``thinvirt-backup-UUID`` beside the scratch files' folder,
+``.thinvirt-backup-UUID``.  It is locked as long as the client lives; the next run ends the
 job, and no other, whose scratch files lie in that folder.
 """
 
@@ -34,8 +34,10 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import (
     Journal,
     Record,
+    has_journal,
     open_journal,
     peek,
+    places,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_argv import nbd_spec
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_wait
@@ -146,11 +148,14 @@ def _begin(
 def recover(guest: Guest, parent: str, *, check_mode: bool) -> str:
     """End the job, and only that, which a killed run of ours has left; remove its files.
 
-    :param parent: where this run's scratch files would lie; a job tells where its own do.
+    :param parent: where this run's scratch files would lie; journals, and a job itself, tell where
+        others do.
     :returns: what was (in check mode, would be) done; empty if there was nothing to do.
     :raises RefusedError: that run still lives.
     """
-    parents = [parent]
+    name = os.path.basename(Workplace(parent, guest.uuid).journal)
+    left_in = [os.path.split(place.path) for place in places()]
+    parents = [parent, *(folder for folder, base in left_in if base == name)]
     text = guest.backup_job() if guest.is_active() else ""
     if text:
         files = backup_xml.parse_job(text).files
@@ -162,7 +167,7 @@ def recover(guest: Guest, parent: str, *, check_mode: bool) -> str:
         place = Workplace(each, guest.uuid)
         if check_mode:
             left = peek(place.journal)
-        elif not os.path.lexists(_journal_file(place)):
+        elif not has_journal(place.journal):
             continue
         else:
             with open_journal(place.journal) as journal:
@@ -219,10 +224,6 @@ def refuse_ended(guest: Guest, place: Workplace) -> None:
             "were removed.",
             remedy="Look whether the guest was stopped, or a disk was full, and run it again.",
         )
-
-
-def _journal_file(place: Workplace) -> str:
-    return os.path.join(place.parent, f".{os.path.basename(place.journal)}.thinvirt-journal")
 
 
 def _note(journal: Journal, stage: str) -> None:

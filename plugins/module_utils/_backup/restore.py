@@ -28,6 +28,9 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.manifest impor
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import Stages
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.trust import (
+    refuse_exchangeable,
+)
 
 _MAX_NAME_BYTES = 200
 
@@ -80,12 +83,15 @@ class Restore:
     def run(self) -> Outcome:
         """Make it.
 
-        :raises RefusedError: a domain or a file has the name already; nothing was changed.
+        :raises RefusedError: a domain or a file has the name already, or another user could have
+            written the version; nothing was changed.
         :raises ImageError: the version is not as it was when it was made; nothing was changed.
         :raises ThinvirtError: it could not be done; there is no new domain.
         """
         _refuse_name(self.name)
+        refuse_exchangeable(self.src)
         version = newest(self.src)
+        archive.refuse_writable(version)
         with archive.being_read(version):
             return self._run(version)
 

@@ -38,6 +38,9 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import (
     signals_wait,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.trust import (
+    refuse_exchangeable,
+)
 
 SIZE_BYTES = 64 << 20
 
@@ -151,6 +154,8 @@ def _plan(hypervisor: Hypervisor, outcome: Outcome, request: Request) -> None:
     else:
         after = helper_xml.without_devices(outcome.now)
         outcome.remove = bool(outcome.file) and _is_ours(outcome.file)
+    if outcome.make or outcome.remove:
+        refuse_exchangeable(outcome.file)
     has = helper_xml.devices(after)
     _plan_restart(outcome, configured, has, request)
     if after != outcome.now:

@@ -24,10 +24,12 @@ import threading
 import time
 import typing as t
 
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import xml
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     RefusedError,
     ThinvirtError,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage import state
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.durable import (
     sync_folder,
     write_whole,
@@ -35,6 +37,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.durable impo
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
 
 _MAX_BYTES = 16 << 20
+_DOMAINS = "domains"
 _POLL_SECONDS = 0.2
 #: The lock of the folder is another one for each thread that opens it.
 _THREADS = threading.Lock()
@@ -79,7 +82,10 @@ class KeptXml:
                 "changed.",
                 remedy="Name it from / on.",
             )
-        self._folder = os.path.join(state_dir, "domains")
+        # The default is root's; any other user has his own.
+        self._state_dir = state.state_dir() if state_dir == state.SYSTEM else state_dir
+        self._uuid = uuid
+        self._folder = os.path.join(self._state_dir, _DOMAINS)
         self._stem = os.path.join(self._folder, f"{uuid}-{operation}")
 
     @contextlib.contextmanager
@@ -89,13 +95,12 @@ class KeptXml:
         :param patience: seconds to wait for another run, which holds it for a second or two.
         :raises ThinvirtError: it can't be made, is not ours, or another run holds it.
         """
+        folder = state.own_folder(_DOMAINS, parent=self._state_dir)
         try:
-            os.makedirs(self._folder, mode=0o700, exist_ok=True)
-            fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
-            raise failure(self._folder, "made", error) from error
+            raise failure(folder, "opened", error) from error
         try:
-            _refuse_foreign(os.fstat(fd), self._folder)
             with _THREADS:
                 self._lock(fd, patience)
                 yield
@@ -125,8 +130,10 @@ class KeptXml:
 
         :raises ThinvirtError: it can't be read or is not ours.
         """
+        if not os.path.lexists(self._folder):
+            return None
+        state.own_folder(_DOMAINS, parent=self._state_dir)
         try:
-            _refuse_foreign(os.stat(self._folder), self._folder)
             text = _read(self._stem + ".json")
         except FileNotFoundError:
             return None
@@ -148,6 +155,8 @@ class KeptXml:
         except OSError as error:
             raise failure(path, "read", error) from error
         if hashlib.sha256(text.encode()).hexdigest() != record.sha256:
+            raise _damaged(path)
+        if xml.parse_domain(text).uuid != self._uuid:
             raise _damaged(path)
         return text
 

@@ -31,8 +31,8 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.archive_manife
     parse_manifest,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import (
-    open_journal,
-    peek,
+    lock_beside,
+    refuse_locked,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import (
     find_holders,
@@ -50,6 +50,10 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.folders impo
     remove_flat,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.trust import (
+    could_write,
+    refuse_exchangeable,
+)
 
 MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 16 << 20
@@ -109,6 +113,30 @@ def read_manifest(folder: str) -> Manifest:
         return parse_manifest(text)
     except ImageError as error:
         raise ImageError(f"{shown(path)} cannot be used. {error.message}") from error
+
+
+def refuse_writable(folder: str) -> None:
+    """Refuse a version that another user could have written: its XML becomes a domain.
+
+    :raises RefusedError: one could.
+    :raises ThinvirtError: it can't be examined.
+    """
+    refuse_exchangeable(folder)
+    try:
+        for name in (".", *os.listdir(folder)):
+            path = os.path.normpath(os.path.join(folder, name))
+            status = os.lstat(path)
+            if could_write(status) or stat.S_ISLNK(status.st_mode):
+                raise RefusedError(
+                    f"{shown(path)} may have been written by another user than root (owner "
+                    f"{status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}), and would become "
+                    "part of a domain; nothing was changed.",
+                    remedy="Restore a version that nobody else could write to; or, if it is sure "
+                    "to be as it was made, give it to root (chown -R root, chmod -R go-w), or name "
+                    "its owner in trusted_owners.",
+                )
+    except OSError as error:
+        raise failure(folder, "examined", error) from error
 
 
 def versions_of(folder: str, *, uuid: str) -> list[Version]:
@@ -183,7 +211,7 @@ def domain_folder(folder: str) -> t.Iterator[str]:
         _sync(os.path.dirname(folder))
     refuse_foreign(folder)
     try:
-        with open_journal(os.path.join(folder, "version")):
+        with lock_beside(os.path.join(folder, "version")):
             left = leftovers(folder)
             for path in left:
                 remove_flat(path)
@@ -200,7 +228,7 @@ def peek_folder(folder: str) -> str:
     """
     if not os.path.isdir(folder):
         return ""
-    peek(os.path.join(folder, "version"))
+    refuse_locked(os.path.join(folder, "version"))
     return "A version that was never finished would be removed." if leftovers(folder) else ""
 
 

@@ -58,6 +58,9 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.extents impo
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.punch import can_punch_holes
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.trust import (
+    refuse_exchangeable,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.zeros import (
     count_zeros,
     dig_holes,
@@ -110,6 +113,7 @@ def _compact(
     with open_image(path) as image:
         name, block_device = image.path, image.block_device
     if not block_device:
+        refuse_exchangeable(name)
         refuse_part_of_chain(name)
     if check_mode or block_device:
         left = None if block_device else peek(name)

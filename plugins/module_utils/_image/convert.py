@@ -76,6 +76,9 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.filesystem i
     file_system_of,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.trust import (
+    refuse_exchangeable,
+)
 
 #: Of a compressed copy: big clusters compress better, and nobody writes to an archive.
 ARCHIVE_CLUSTER_BYTES = 2 << 20
@@ -425,7 +428,7 @@ def _checked_dest(dest: str) -> str:
 def checked_folder(path: str) -> str:
     """The folder for copies, symlinks resolved.
 
-    :raises RefusedError: it is none.
+    :raises RefusedError: it is none, or another user could exchange names on its path.
     """
     try:
         os.fsencode(path)
@@ -441,4 +444,5 @@ def checked_folder(path: str) -> str:
         raise RefusedError(
             f"{shown(folder)} is no folder; nothing was changed.", remedy="Make it first."
         )
+    refuse_exchangeable(path)
     return folder

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import fnmatch
 import glob
 import os
 import time
@@ -23,9 +24,9 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.convert import
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.files import open_image
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import (
-    journal_path,
     open_journal,
     peek,
+    places,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import refuse_reader
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.manifest import (
@@ -188,10 +189,11 @@ def _recover(stem: str, folder: str, *, check_mode: bool) -> str:
     :returns: what was (in check mode, would be) done; empty if there was nothing to do.
     :raises RefusedError: another run is making a version of this image.
     """
-    pattern = os.path.join(folder, f"{glob.escape(stem)}-{_TIME_GLOB}.*")
+    pattern = os.path.join(
+        glob.escape(os.path.realpath(folder)), f"{glob.escape(stem)}-{_TIME_GLOB}.*"
+    )
     done = ""
-    for journal in glob.glob(journal_path(pattern)):
-        path = os.path.join(folder, os.path.basename(journal)[1:].rpartition(".")[0])
+    for path in fnmatch.filter((place.path for place in places()), pattern):
         if check_mode:
             left = peek(path)
             done = f"Process {left.pid} was killed." if left else done

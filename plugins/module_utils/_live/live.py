@@ -94,6 +94,9 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._live.settle import (
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_wait
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.trust import (
+    refuse_exchangeable,
+)
 
 
 @dataclasses.dataclass
@@ -256,6 +259,7 @@ class LiveCompaction:
 
         :raises RefusedError: it must not be done; nothing was changed.
         """
+        refuse_exchangeable(self.path)
         refuse(self.path, self.disk.format, self.request, self.bounds, tool=self._tool)
         if self.moves:
             refuse_taken_place(self.files)

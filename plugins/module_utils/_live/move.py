@@ -58,6 +58,9 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._live.settle import (
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_wait
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.trust import (
+    refuse_exchangeable,
+)
 
 
 class Move:
@@ -91,6 +94,7 @@ class Move:
 
         :raises RefusedError: it must not be done; nothing was changed.
         """
+        refuse_exchangeable(self.path)
         refuse_taken_place(self.files)
 
     def carry_out(self, outcome: Outcome) -> None:

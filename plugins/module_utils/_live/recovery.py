@@ -16,7 +16,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection im
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import HypervisorError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import (
     Record,
-    journal_path,
+    has_journal,
     open_journal,
     overlaid,
     peek,
@@ -48,7 +48,7 @@ def left_of(hypervisor: Hypervisor, guest: Guest) -> dict[str, Record | None]:
         except HypervisorError:
             continue  # a volume that is no more
         for image in filter(None, (path, overlaid(path))):
-            if os.path.lexists(journal_path(image)):
+            if has_journal(image):
                 record = peek(image)
                 home = record.live.base if record and record.live and record.live.base else image
                 # A journal without a word is one whose run was killed before it had begun.

@@ -130,6 +130,7 @@ class Settling:
                 self.guest.reconnect()
 
     def _settle(self) -> policy.Settlement:
+        self._refuse_other_source()
         self._end_job()
         found = self._found()
         deadline = time.monotonic() + _NOTICE_SECONDS
@@ -153,6 +154,27 @@ class Settling:
             certain = found.running and (todo.commit or _has_writer(end))
             self._clean(end, finished=todo.finished, certain=certain)
         return todo
+
+    def _refuse_other_source(self) -> None:
+        """What the journal would have the domain defined with names the image, and nothing else.
+
+        :raises RefusedError: it does not; nothing was changed.
+        """
+        if not self.guest.is_persistent():
+            return
+        text = self.guest.configured_xml(with_secrets=False)
+        try:
+            text = xml.with_source(text, self.live.target, self.live.source)
+            disk = xml.parse_domain(text).disk(self.live.target)
+            path = self.hypervisor.disk_path(disk) if disk is not None else ""
+        except ValueError:  # no XML
+            path = ""
+        if os.path.realpath(path or "/") != os.path.realpath(self.files.base):
+            raise RefusedError(
+                f"The journal of {shown(self.path)} says that disk {self.live.target} of domain "
+                f"{self.guest.name} was on {shown(path) or 'no file'}; nothing was changed.",
+                remedy=f"Look at {shown(self.journal.path)} and the files that it names.",
+            )
 
     def _domain_now(self) -> tuple[bool, xml.Disk]:
         """Whether the domain runs, and the disk as QEMU has it, or would have it."""

@@ -18,8 +18,10 @@ import socket
 import stat
 import subprocess
 import threading
+from pathlib import Path
 
 import pytest
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import journal_path
 from compact_lab import answer, child_of, go_on, held_child, start, wait_for
 from image_lab import qemu_io, run
 from lab import Disk, GuestSpec
@@ -466,7 +468,7 @@ def test_a_disk_that_is_a_volume(lab, domain):
 def test_killed_while_an_overlay_is_moved(lab, domain, stage, end):
     """The image's name means the copy, and QEMU has the original open, or the copy."""
     guest = domain()
-    journal = guest.disk("sda").path.with_name(".live-sda.qcow2.thinvirt-journal")
+    journal = Path(journal_path(str(guest.disk("sda").path)))
     writer = Writer(lab, guest, random.Random(3))  # noqa: S311
     with writer:
         process = begin(lab, guest.name, bandwidth_bytes=8 * MIB)

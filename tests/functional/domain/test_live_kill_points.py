@@ -30,7 +30,7 @@ append = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 def stage():
     try:
         with open(os.environ["JOURNAL"], encoding="ascii") as file:
-            return json.loads(file.read().splitlines()[-1])["stage"]
+            return json.loads(file.read().splitlines()[-1]).get("stage", "nothing")
     except (OSError, IndexError):
         return "nothing"
 def wrapped(function, name):

@@ -37,6 +37,7 @@ def test_the_last_file_is_on_the_disk_before_the_others_go(settling, monkeypatch
     done = []
     found = policy.Found(stage=policy.SNAPSHOT, running=False, top="overlay", exchanged=False)
     for name, answer in (
+        ("_refuse_other_source", None),
         ("_end_job", None),
         ("_found", found),
         ("_commit", None),
@@ -52,7 +53,8 @@ def test_the_last_file_is_on_the_disk_before_the_others_go(settling, monkeypatch
     monkeypatch.setattr(settle, "_flush", done.append)
     settling.settle()
     base = settling.files.base
-    assert done == ["_end_job", "_found", "_commit", base, "_restore_configuration", "_clean"]
+    assert done[:3] == ["_refuse_other_source", "_end_job", "_found"]
+    assert done[3:] == ["_commit", base, "_restore_configuration", "_clean"]
 
 
 @pytest.mark.parametrize("certain", [False, True])

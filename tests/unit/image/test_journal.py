@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
@@ -32,9 +33,19 @@ FIRST = Record(operation="rewrite", stage="copy", pid=7, source=FILE, temp=".x.t
 LAST = dataclasses.replace(FIRST, stage="swap", kept=".y.tmp", keep_original=True, copy=FILE)
 
 
+@pytest.fixture(autouse=True)
+def state(tmp_path, monkeypatch):
+    """The journals' folder, apart from that of other tests."""
+    monkeypatch.setenv("THINVIRT_STATE_DIR", str(tmp_path / "state"))
+    folder = tmp_path / "state" / "journals"
+    folder.mkdir(mode=0o700, parents=True)
+    return folder
+
+
 @pytest.fixture
 def image(tmp_path):
-    return str(tmp_path / "x.qcow2")
+    (tmp_path / "images").mkdir()
+    return str(tmp_path / "images" / "x.qcow2")
 
 
 @pytest.fixture
@@ -56,17 +67,14 @@ def left_on(image) -> Record | None:
         return journal.left
 
 
-def test_where_it_lies(name, tmp_path):
-    assert name == str(tmp_path / ".x.qcow2.thinvirt-journal")
-
-
-def test_a_journal_that_was_cleared_is_removed(image, tmp_path):
+def test_a_journal_that_was_cleared_is_removed(image, name, state):
     with open_journal(image) as journal:
         assert journal.left is None
         journal.write(FIRST)
-        assert os.listdir(tmp_path) == [".x.qcow2.thinvirt-journal"]
+        assert os.listdir(os.path.dirname(image)) == []
+        assert os.listdir(state) == [os.path.basename(name)]
         journal.clear()
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(state) == []
 
 
 def test_a_journal_that_was_not_cleared_is_for_the_next_run(image, name):
@@ -198,7 +206,7 @@ def test_a_symlink(image, name, tmp_path, target):
     os.symlink(target, name)
     with pytest.raises(RefusedError, match=FOREIGN):
         left_on(image)
-    with pytest.raises(ThinvirtError, match="thinvirt-journal cannot be opened"):
+    with pytest.raises(ThinvirtError, match="journal cannot be opened"):
         peek(image)
     assert (tmp_path / "other").read_bytes() == b""
     assert not (tmp_path / "missing").exists()
@@ -245,9 +253,11 @@ def test_the_kernel_ends_the_lock_of_a_process_that_was_killed(image):
     assert left_on(image) is None
 
 
-def test_peeking_locks_nothing_and_makes_nothing(image, tmp_path):
+def test_peeking_locks_nothing_and_makes_nothing(image, state):
+    state.rmdir()
+    state.parent.rmdir()
     assert peek(image) is None
-    assert os.listdir(tmp_path) == []
+    assert not state.parent.exists()
     write(image, FIRST)
     before = os.stat(journals.journal_path(image))
     assert peek(image) == peek(image) == FIRST
@@ -260,7 +270,7 @@ def test_a_journal_that_its_holder_removes_just_before_we_get_the_lock(image, na
     real, holders = fcntl.flock, []
 
     def late(fd, how):
-        if not holders:
+        if not holders and os.path.exists(name):
             holders.append(fd)
             os.unlink(name)
         return real(fd, how)
@@ -277,6 +287,78 @@ def test_a_file_system_without_such_locks(image, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(ThinvirtError, match="cannot be locked: No locks available"):
         left_on(image)
+
+
+def test_a_forged_journal_beside_the_image_counts_for_nothing(image):
+    """As its folder's owner may make it, of whatever he wants to have carried out."""
+    forged = journals.beside(image)
+    with open(forged, "w", encoding="ascii") as file:
+        json.dump(dataclasses.asdict(FIRST), file)
+    if os.geteuid() == 0:
+        os.chown(forged, 65534, -1)
+        assert peek(image) is None
+        assert left_on(image) is None
+        os.chown(forged, 0, -1)
+    # Ours, as an older release has left it, or as one of our files was renamed.
+    for way in (peek, left_on):
+        with pytest.raises(RefusedError, match=r"\.x\.qcow2\.thinvirt-journal.*is not obeyed"):
+            way(image)
+    assert os.path.exists(forged)
+
+
+def test_a_folder_in_which_others_can_exchange_the_image(image):
+    Path(image).parent.chmod(0o777)
+    with pytest.raises(RefusedError, match="another user could exchange files"):
+        left_on(image)
+
+
+def other_paths(image):
+    """Another path to the image, another name of it in its folder, and one in another folder."""
+    folder, base = os.path.split(image)
+    moved = f"{folder}-moved"
+    return f"{moved}/{base}", f"{folder}/y.qcow2", f"{folder}-2/z.qcow2", moved
+
+
+def test_the_same_folder_by_another_path(image):
+    there, _renamed, _linked, moved = other_paths(image)
+    write(image, FIRST)
+    os.rename(os.path.dirname(image), moved)
+    assert peek(there) == FIRST
+    assert left_on(there) == FIRST
+
+
+def test_another_folder_that_has_the_path_now(image, name):
+    _there, _renamed, _linked, moved = other_paths(image)
+    write(image, FIRST)
+    os.rename(os.path.dirname(image), moved)
+    os.mkdir(os.path.dirname(image))
+    for way in (peek, left_on):
+        with pytest.raises(RefusedError, match=r"in another folder, which had this path then") as e:
+            way(image)
+        assert name in e.value.remedy
+    os.unlink(name)
+    assert left_on(image) is None
+
+
+@pytest.mark.parametrize("how", ["renamed", "linked"])
+def test_the_same_file_by_another_name(image, how):
+    _there, renamed, linked, _moved = other_paths(image)
+    with open(image, "w", encoding="ascii"):
+        pass
+    os.mkdir(os.path.dirname(linked))
+    other = renamed if how == "renamed" else linked
+    with open_journal(image) as journal:
+        os.link(image, other)
+        for way in (peek, left_on):
+            with pytest.raises(RefusedError, match="Another run is at work on"):
+                way(other)
+        journal.write(FIRST)
+    for way in (peek, left_on):
+        with pytest.raises(RefusedError, match=r"at work on .* by the name .*images/x\.qcow2"):
+            way(other)
+    with open_journal(image) as journal:
+        journal.clear()
+    assert left_on(other) is None
 
 
 def test_temp_names_are_told_from_all_others(image):
