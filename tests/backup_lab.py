@@ -10,6 +10,7 @@ import os
 import subprocess
 from pathlib import Path
 
+from compact_lab import leftovers
 from support import run_module
 
 
@@ -37,8 +38,7 @@ def assert_nothing_left(lab, guest, folder):
     """No job, no scratch file, no socket, no half version, no lock."""
     if guest.state() != "shut off":
         assert "None" in lab.virsh("domjobinfo", guest.name)
-    left = [name for name in os.listdir(lab.state / "disks") if "thinvirt" in name]
-    assert left == []
+    assert leftovers(lab.state / "disks") == []
     assert [name for name in versions(folder, guest.name) if name.startswith(".")] == []
     sockets = subprocess.run(["ss", "-xlH"], check=True, capture_output=True, text=True).stdout
     assert f"-{guest.name}/thinvirt-" not in sockets

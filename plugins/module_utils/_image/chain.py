@@ -9,6 +9,7 @@ refused by name and never opened (CVE-2024-4467, CVE-2026-24708).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import typing as t
@@ -116,6 +117,7 @@ class BackingLink:
     :param declared_format: what the overlay's header says; None when QEMU would probe.
     :param header: None when the file is missing or unreadable.
     :param error: why it is, one sentence; empty otherwise.
+    :param fd: of the file, where it is kept open; else -1.
     """
 
     path: str
@@ -123,6 +125,13 @@ class BackingLink:
     declared_format: str | None
     header: ImageHeader | None
     error: str = ""
+    fd: int = -1
+
+    @property
+    def storage(self) -> Storage:
+        """Names the file to QEMU: the very one that was opened, where it is kept open."""
+        block_device = self.header is not None and self.header.block_device
+        return Storage(_name(self.path, self.fd), block_device)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,11 +142,22 @@ class DataFile:
     usage: FileUsage
 
 
-def backing_chain(image: OpenImage, header: ImageHeader, *, places: Places) -> list[BackingLink]:
+def _name(path: str, fd: int) -> str:
+    return path if fd < 0 else f"/proc/self/fd/{fd}"
+
+
+def backing_chain(
+    image: OpenImage,
+    header: ImageHeader,
+    *,
+    places: Places,
+    keep: contextlib.ExitStack | None = None,
+) -> list[BackingLink]:
     """Follow the backing files of an open image, header by header.
 
     A file that is missing or unreadable ends the chain and is reported in its last link.
 
+    :param keep: keeps them open, so that no name can come to mean another file.
     :raises RefusedError: a header names something that may not be followed.
     :raises ImageError: the chain loops, is too deep, or is of a format that can't be read.
     """
@@ -155,7 +175,8 @@ def backing_chain(image: OpenImage, header: ImageHeader, *, places: Places) -> l
         if len(chain) == MAX_DEPTH:
             raise ImageError(f"{shown(image.path)} has more than {MAX_DEPTH} backing files.")
         try:
-            with open_image(path) as backing:
+            with contextlib.ExitStack() as closed:
+                backing = (keep or closed).enter_context(open_image(path))
                 if backing.key in seen:
                     raise _LoopError(
                         f"The backing chain of {shown(image.path)} loops at {shown(path)}."
@@ -168,7 +189,8 @@ def backing_chain(image: OpenImage, header: ImageHeader, *, places: Places) -> l
         except ThinvirtError as error:
             chain.append(BackingLink(path, name, declared, None, str(error)))
             return chain
-        chain.append(BackingLink(path, name, declared, lower))
+        fd = backing.fd if keep is not None else -1
+        chain.append(BackingLink(path, name, declared, lower, fd=fd))
         overlay, upper = path, lower
     return chain
 
@@ -190,17 +212,22 @@ def data_file_path(header: ImageHeader, *, places: Places) -> str | None:
     return places.locate(header.qcow2.data_file, overlay=header.path, role="data file")
 
 
-def data_file_of(header: ImageHeader, *, places: Places) -> DataFile | None:
+def data_file_of(
+    header: ImageHeader, *, places: Places, keep: contextlib.ExitStack | None = None
+) -> DataFile | None:
     """The external data file of an image; it is opened, once its name is allowed, to measure it.
 
+    :param keep: keeps it open, and QEMU is given that very file.
     :raises ThinvirtError: it may not be followed, is missing, or is no file.
     """
     path = data_file_path(header, places=places)
     if path is None:
         return None
     try:
-        with open_image(path) as image:
-            return DataFile(Storage(path, image.block_device), file_usage(image.fd))
+        with contextlib.ExitStack() as closed:
+            image = (keep or closed).enter_context(open_image(path))
+            name = _name(path, image.fd if keep is not None else -1)
+            return DataFile(Storage(name, image.block_device), file_usage(image.fd))
     except NotFoundError as error:
         raise NotFoundError(f"{shown(header.path)}: its data file {error.message}") from error
 

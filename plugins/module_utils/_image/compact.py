@@ -242,15 +242,17 @@ class _Compaction:
                 return
         try:
             policy.refuse_obstacles(self.image.path, users, punch=False)
-            Rewrite(
-                self.image,
-                facts,
-                self.request,
-                zeros=self._count_zeros,
-                journal=self.journal,
-                tool=self.tool,
-                stages=self.stages,
-            ).carry_out(outcome)
+            with contextlib.ExitStack() as keep:
+                Rewrite(
+                    self.image,
+                    facts,
+                    self.request,
+                    zeros=self._count_zeros,
+                    journal=self.journal,
+                    tool=self.tool,
+                    stages=self.stages,
+                    keep=keep,
+                ).carry_out(outcome)
         except RefusedError as error:
             if method == "rewrite":
                 raise
@@ -348,7 +350,8 @@ class _Compaction:
             outcome.reason = "Only virt-sparsify itself can tell what would come back."
             return
         with self._noted("trim", self.journal), self.stages.stage("trim"):
-            sparsify(self.image.path, header.format, self.request.timeout, self.runner)
+            fd = self.image.fd
+            sparsify(self.image.path, header.format, self.request.timeout, self.runner, fd=fd)
         with open_image(self.image.path) as image:
             outcome.after = sizes_of(
                 read_open_header(image, path=image.path, image_format=self.request.image_format)

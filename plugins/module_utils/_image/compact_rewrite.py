@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -84,6 +85,7 @@ class Rewrite:
     :param zeros: bytes of zeros in its data; asked only when that matters, and for no more than
         are enough, or all of them (None).
     :param journal: None in check mode: nothing is changed then.
+    :param keep: holds its backing files open.
     """
 
     def __init__(
@@ -96,7 +98,9 @@ class Rewrite:
         journal: Journal | None,
         tool: QemuImg,
         stages: Stages,
+        keep: contextlib.ExitStack,
     ) -> None:
+        self.keep = keep
         self.image = image
         self.facts = facts
         self.request = request
@@ -230,13 +234,13 @@ class Rewrite:
         backing: list[tuple[Storage, str]] = []
         if self.request.flatten:
             places = Places.of(self.image.path, allowed_dirs=self.request.allowed_dirs)
-            for link in backing_chain(self.image, header, places=places):
+            for link in backing_chain(self.image, header, places=places, keep=self.keep):
                 if link.header is None:
                     raise ImageError(
                         f"The backing chain of {shown(self.image.path)} cannot be read: "
                         f"{link.error}"
                     )
-                backing.append((Storage(link.path, link.header.block_device), link.header.format))
+                backing.append((link.storage, link.header.format))
         return image_spec(storage, header.format, backing=backing)
 
     def _checked(self, header: ImageHeader, spec: str) -> CheckResult | None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import stat
@@ -196,9 +197,9 @@ def sources_of(src: str, request: Request) -> tuple[Identity, ...] | None:
     :returns: None for a block device, which does not tell.
     :raises ThinvirtError: it can't be read.
     """
-    with open_image(src) as image:
+    with open_image(src) as image, contextlib.ExitStack() as keep:
         header = read_open_header(image, path=src, image_format=request.src_format)
-        work = _Conversion(image, header, "", request=request, stages=Stages())
+        work = _Conversion(image, header, "", request=request, stages=Stages(), keep=keep)
         return None if work.block_device else tuple(work.sources)
 
 
@@ -211,11 +212,13 @@ def _convert(
     stages: Stages,
     runner: Runner,
 ) -> Outcome:
-    with open_image(src) as image:
+    with open_image(src) as image, contextlib.ExitStack() as keep:
         if not image.block_device:
             refuse_part_of_chain(image.path)
         header = read_open_header(image, path=src, image_format=request.src_format)
-        work = _Conversion(image, header, dest, request=request, stages=stages, runner=runner)
+        work = _Conversion(
+            image, header, dest, request=request, stages=stages, runner=runner, keep=keep
+        )
         work.refuse()
         outcome = work.outcome()
         if check_mode:
@@ -256,7 +259,10 @@ def _convert(
 
 
 class _Conversion:
-    """One image, while it is held open."""
+    """One image, while it is held open.
+
+    :param keep: holds open what it depends on.
+    """
 
     def __init__(
         self,
@@ -266,8 +272,10 @@ class _Conversion:
         *,
         request: Request,
         stages: Stages,
+        keep: contextlib.ExitStack,
         runner: Runner = run,
     ) -> None:
+        self.keep = keep
         self.image = image
         self.header = header
         self.dest = dest
@@ -341,16 +349,16 @@ class _Conversion:
         """The image with all that it depends on: a copy has to be whole."""
         places = Places.of(self.image.path, allowed_dirs=self.request.allowed_dirs)
         backing = []
-        for link in backing_chain(self.image, self.header, places=places):
+        for link in backing_chain(self.image, self.header, places=places, keep=self.keep):
             if link.header is None:
                 raise ImageError(
                     f"The backing chain of {shown(self.image.path)} cannot be read: {link.error}"
                 )
-            backing.append((Storage(link.path, link.header.block_device), link.header.format))
-            self._depend(link.path, block_device=link.header.block_device)
-        data_file = data_file_of(self.header, places=places)
+            backing.append((link.storage, link.header.format))
+            self._depend(link.storage)
+        data_file = data_file_of(self.header, places=places, keep=self.keep)
         if data_file is not None:
-            self._depend(data_file.storage.path, block_device=data_file.storage.block_device)
+            self._depend(data_file.storage)
         return image_spec(
             dataclasses.replace(fd_storage(self.image.fd), block_device=self.image.block_device),
             self.header.format,
@@ -358,9 +366,9 @@ class _Conversion:
             backing=backing,
         )
 
-    def _depend(self, path: str, *, block_device: bool) -> None:
-        self.block_device = self.block_device or block_device
-        self.sources.append(Identity.of(os.stat(path)))
+    def _depend(self, storage: Storage) -> None:
+        self.block_device = self.block_device or storage.block_device
+        self.sources.append(Identity.of(os.stat(storage.path)))
 
     def refuse_damaged(self) -> None:
         """Refuse an image whose tables are damaged: the copy would be, without a word."""

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 import typing as t
 
@@ -42,6 +43,8 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import
 #: Exit statuses of ``qemu-img check`` (qemu-img(1)); 1 is an internal error.
 CHECK_RESULTS = {0: "clean", 2: "corrupt", 3: "leaks"}
 CHECK_NOT_SUPPORTED = 63
+#: As an open file stands in a specification.
+_OPEN_FILE = re.compile(r'"/proc/self/fd/([0-9]+)"')
 
 
 class QemuImg:
@@ -76,7 +79,7 @@ class QemuImg:
 
     def check(self, spec: str, *, pass_fds: t.Sequence[int] = ()) -> CheckResult:
         argv = check_argv(self._path(), spec)
-        completed = self._run(argv, **({"pass_fds": pass_fds} if pass_fds else {}))
+        completed = self._run(argv, pass_fds=pass_fds)
         if completed.rc not in CHECK_RESULTS:
             raise _failed(argv, completed)
         return parse_check(completed.stdout, result=CHECK_RESULTS[completed.rc])
@@ -187,11 +190,17 @@ class QemuImg:
             self._program = find_program("qemu-img", package="qemu-utils (qemu-img on Red Hat)")
         return self._program
 
-    def _run(self, argv: t.Sequence[str], **more: t.Any) -> Completed:
-        return self._runner(argv, timeout=max(0.1, self._deadline - time.monotonic()), **more)
+    def _run(
+        self, argv: t.Sequence[str], *, pass_fds: t.Sequence[int] = (), **more: t.Any
+    ) -> Completed:
+        """Open files that a specification names are passed on, besides those that are given."""
+        named = (int(fd) for word in argv[2:] for fd in _OPEN_FILE.findall(word))
+        fds = tuple(dict.fromkeys((*pass_fds, *named)))
+        given = {**more, **({"pass_fds": fds} if fds else {})}
+        return self._runner(argv, timeout=max(0.1, self._deadline - time.monotonic()), **given)
 
     def _output(self, argv: t.Sequence[str], pass_fds: t.Sequence[int] = ()) -> bytes:
-        completed = self._run(argv, **({"pass_fds": pass_fds} if pass_fds else {}))
+        completed = self._run(argv, pass_fds=pass_fds)
         if completed.rc != 0:
             raise _failed(argv, completed)
         return completed.stdout

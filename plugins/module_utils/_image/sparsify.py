@@ -24,8 +24,14 @@ def sparsify_argv(program: str, path: str, image_format: str) -> list[str]:
     return [program, "--in-place", "--quiet", "--format", image_format, path]
 
 
-def sparsify(path: str, image_format: str, timeout: float, runner: Runner) -> None:
+def sparsify(path: str, image_format: str, timeout: float, runner: Runner, *, fd: int) -> None:
     """Trim an image's file systems in place.
+
+    It is named as an open file of this process, which outlives the program: QEMU, which libguestfs
+    starts, gets none of ours, and no name may come to mean another file.
+
+    :param path: for messages.
+    :param fd: the image, open.
 
     libguestfs is told how to work by its own variables, such as LIBGUESTFS_BACKEND=direct.
 
@@ -33,7 +39,7 @@ def sparsify(path: str, image_format: str, timeout: float, runner: Runner) -> No
     :raises RequirementError: it is not installed.
     """
     program = find_program("virt-sparsify", package="guestfs-tools")
-    argv = sparsify_argv(program, path, image_format)
+    argv = sparsify_argv(program, f"/proc/{os.getpid()}/fd/{fd}", image_format)
     env = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
     completed = runner(argv, timeout=timeout, env=env, max_memory_bytes=_MEMORY_BYTES)
     if completed.rc != 0:

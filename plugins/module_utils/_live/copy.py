@@ -90,6 +90,7 @@ def copied(
         journal=journal,
         tool=tool,
         stages=stages,
+        keep=stack,
     )
     plan = rewrite.plan()
     rewrite.refuse_too_little_space(plan.needed_bytes, folder=os.path.dirname(new))

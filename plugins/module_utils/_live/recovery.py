@@ -48,8 +48,8 @@ def left_of(hypervisor: Hypervisor, guest: Guest) -> dict[str, Record | None]:
         except HypervisorError:
             continue  # a volume that is no more
         for image in filter(None, (path, overlaid(path))):
-            if has_journal(image):
-                record = peek(image)
+            record = peek(image)
+            if record is not None or has_journal(image):
                 home = record.live.base if record and record.live and record.live.base else image
                 # A journal without a word is one whose run was killed before it had begun.
                 if record is None or (record.live and record.live.domain == guest.uuid):

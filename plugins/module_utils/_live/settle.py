@@ -37,13 +37,13 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import (
     probe_locks,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_argv import (
-    Storage,
     image_spec,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_img import QemuImg
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.recover import wait_until_free
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import (
     Stages,
+    fd_storage,
     identity_at,
     remove_name,
 )
@@ -184,7 +184,8 @@ class Settling:
             raise RefusedError(
                 f"Domain {self.guest.name} was migrated to another host, and writes to its overlay "
                 "there; no file was touched.",
-                remedy="Run thinvirt.kvm.domain_compact with state=recovered on that host.",
+                remedy="Migrate it back, and run thinvirt.kvm.domain_compact with state=recovered "
+                "on this host, which knows what was begun.",
             )
         text = self.guest.live_xml() if running else self.guest.configured_xml(with_secrets=False)
         disk = xml.parse_domain(text).disk(self.live.target)
@@ -263,18 +264,25 @@ class Settling:
         media = {os.path.realpath(path) for path in self.guest.media()}
         return frozenset(role for role in writers if roles[role] in media) or writers - {"overlay"}
 
-    def _spec(self, overlay: str) -> str:
-        below = [(Storage(self.files.below(overlay)), self.live.image_format)]
-        return image_spec(Storage(overlay), "qcow2", backing=below)
+    def _spec(self, overlay: str, keep: contextlib.ExitStack) -> str:
+        """An overlay on what it lies on, whatever its header says; both are held open."""
+        top, below = (
+            fd_storage(keep.enter_context(open_image(path)).fd)
+            for path in (overlay, self.files.below(overlay))
+        )
+        return image_spec(top, "qcow2", backing=[(below, self.live.image_format)])
 
     def _overlay_is_whole(self) -> bool:
         """Whether the first overlay is sure to lack nothing that is in the second."""
         tool = QemuImg(timeout=_OFFLINE_SECONDS)
-        overlay, second = self._spec(self.files.overlay), self._spec(self.files.second)
-        if policy.is_behind(tool.map(second), tool.map(overlay)):
-            return True
-        with self.stages.stage("compare") as report:
-            return tool.compare(overlay, second, pass_fds=(), report=report)
+        with contextlib.ExitStack() as keep:
+            overlay, second = (
+                self._spec(path, keep) for path in (self.files.overlay, self.files.second)
+            )
+            if policy.is_behind(tool.map(second), tool.map(overlay)):
+                return True
+            with self.stages.stage("compare") as report:
+                return tool.compare(overlay, second, pass_fds=(), report=report)
 
     def _commit(self, found: policy.Found) -> None:
         """Move what the guest has written to the top into the file below it."""
@@ -283,7 +291,8 @@ class Settling:
         top = self.files.overlay if found.top == "overlay" else self.files.second
         with self.stages.stage("commit") as report:
             if not found.running:
-                QemuImg(timeout=_OFFLINE_SECONDS).commit(self._spec(top))
+                with contextlib.ExitStack() as keep:
+                    QemuImg(timeout=_OFFLINE_SECONDS).commit(self._spec(top, keep))
                 return
             self._begin_commit()
             job = Job(
@@ -431,7 +440,9 @@ def _is_written(path: str) -> bool:
     if os.path.getsize(path) == 0:  # made, and not yet filled
         return False
     tool = QemuImg(timeout=_OFFLINE_SECONDS)
-    return any(entry.data for entry in tool.map(image_spec(Storage(path), "qcow2")))
+    with open_image(path) as image:
+        spec = image_spec(fd_storage(image.fd), "qcow2")
+        return any(entry.data for entry in tool.map(spec))
 
 
 def give_up(settling: Settling, error: ThinvirtError) -> policy.Settlement | None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import CommandError
@@ -191,8 +192,9 @@ def test_sparsify_is_told_how_to_work_by_variables_of_libguestfs_alone(monkeypat
     monkeypatch.setenv("LIBGUESTFS_BACKEND", "direct")
     monkeypatch.setenv("LD_PRELOAD", "/evil.so")
     script = Script(0)
-    sparsify("/x", "qcow2", 10, script)
-    assert script.argv == sparsify_argv("/usr/bin/virt-sparsify", "/x", "qcow2")
+    sparsify("/x", "qcow2", 10, script, fd=9)
+    name = f"/proc/{os.getpid()}/fd/9"
+    assert script.argv == sparsify_argv("/usr/bin/virt-sparsify", name, "qcow2")
     assert {k: v for k, v in script.more["env"].items() if k.startswith("LIBGUESTFS")} == {
         "LIBGUESTFS_BACKEND": "direct"
     }
@@ -203,6 +205,6 @@ def test_sparsify_is_told_how_to_work_by_variables_of_libguestfs_alone(monkeypat
 @pytest.mark.usefixtures("installed")
 def test_sparsify_that_failed_says_what_became_of_the_image():
     with pytest.raises(CommandError, match=r"status 1: no\\x1b\..*trimmed until then is trimmed"):
-        sparsify("/x", "qcow2", 10, Script(1, stderr="hm\nno\x1b\n"))
+        sparsify("/x", "qcow2", 10, Script(1, stderr="hm\nno\x1b\n"), fd=9)
     with pytest.raises(CommandError, match="status 1: it printed nothing"):
-        sparsify("/x", "qcow2", 10, Script(1))
+        sparsify("/x", "qcow2", 10, Script(1), fd=9)
