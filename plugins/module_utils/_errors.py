@@ -16,8 +16,8 @@ import typing as t
 MAX_QUOTED = 4000
 
 
-class ThinvirtError(Exception):
-    """Base of all errors of this collection.
+class ReportedError(Exception):
+    """Whatever ends a module with a message: its ``main()`` catches this, and nothing else does.
 
     :param message: one sentence, with the domain, disk or file that it concerns.
     :param remedy: what the administrator can do about it, one sentence.
@@ -34,6 +34,10 @@ class ThinvirtError(Exception):
     def result(self) -> dict[str, t.Any]:
         """Keys for ``fail_json`` or for a ``error`` entry of one domain or image."""
         return {"msg": str(self)}
+
+
+class ThinvirtError(ReportedError):
+    """Base of all errors of this collection."""
 
 
 class RefusedError(ThinvirtError):

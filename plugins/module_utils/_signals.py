@@ -14,7 +14,7 @@ import threading
 import types
 import typing as t
 
-from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ReportedError
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 #: What other threads are told, as a signal is raised in the main one only.
@@ -24,8 +24,13 @@ _this_thread = threading.local()
 _held: list[list[int]] = []
 
 
-class StoppedError(ThinvirtError):
-    """Somebody asked this run to end."""
+class StoppedError(ReportedError):
+    """Somebody asked this run to end.
+
+    Not a :class:`ThinvirtError`: what notes the errors of one domain and goes on with the next one
+    must not take it for one of them.  What undoes something after an error catches
+    :class:`ReportedError`.
+    """
 
 
 def _stop(number: int, _frame: types.FrameType | None) -> None:

@@ -286,7 +286,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._backup.work import S
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Hypervisor
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.select import refuse_duplicates
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.turns import MAX_WORKERS
-from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ReportedError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image import convert
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.inspect import Options
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_raise
@@ -353,7 +353,7 @@ def main() -> None:
                 log=module.log,
             )
             outcomes = back_up(hypervisor, params["domains"], settings)
-    except ThinvirtError as error:
+    except ReportedError as error:
         module.fail_json(**error.result())
     answer = backup_report.result(outcomes, check_mode=module.check_mode)
     failed = [(o.guest.name, o.error) for o in outcomes if o.error is not None]

@@ -322,7 +322,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._compaction.compact i
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Hypervisor
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.select import refuse_duplicates
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.turns import MAX_WORKERS
-from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ReportedError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image import compact_policy
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.convert import checked_folder
 from ansible_collections.thinvirt.kvm.plugins.module_utils._live.policy import (
@@ -389,7 +389,7 @@ def main() -> None:
                 hypervisor.refresh_pools(
                     path for o in outcomes for disk in o.disks for path in disk.paths()
                 )
-    except ThinvirtError as error:
+    except ReportedError as error:
         module.fail_json(**error.result())
     answer = compact_report.result(outcomes, check_mode=module.check_mode)
     failed = [(outcome.guest.name, error) for outcome in outcomes for error in outcome.errors()]

@@ -247,7 +247,10 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection im
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.select import refuse_duplicates
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._plan import diff
-from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_raise
+from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import (
+    StoppedError,
+    signals_raise,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._spec import (
     failure_message,
     libvirt_spec,
@@ -277,9 +280,11 @@ def main() -> None:
         discard_granularity_bytes=params["discard_granularity_bytes"],
         rotation_rate=params["rotation_rate"],
     )
+    outcomes: list[discard.Outcome] = []
+    stopped: StoppedError | None = None
     try:
         refuse_duplicates("disks", params["disks"])
-        with Hypervisor(params["uri"]) as hypervisor:
+        with signals_raise(), Hypervisor(params["uri"]) as hypervisor:
             setter = discard.Setter(
                 hypervisor,
                 disks=params["disks"],
@@ -289,8 +294,9 @@ def main() -> None:
             )
             outcomes = setter.decide(params["domains"])
             if not module.check_mode:
-                with signals_raise():
-                    setter.carry_out(outcomes)
+                setter.carry_out(outcomes)
+    except StoppedError as error:
+        stopped = error
     except ThinvirtError as error:
         module.fail_json(**error.result())
     for name in [outcome.guest.name for outcome in outcomes if outcome.clock_is_behind]:
@@ -303,6 +309,8 @@ def main() -> None:
         "domains": [outcome.result() for outcome in outcomes],
         "diff": diff(change for outcome in outcomes for change in outcome.changes()),
     }
+    if stopped:
+        module.fail_json(**stopped.result(), **result)
     failed = [(outcome.guest.name, outcome.error) for outcome in outcomes if outcome.error]
     if failed:
         module.fail_json(msg=failure_message("domains", failed, of=len(outcomes)), **result)

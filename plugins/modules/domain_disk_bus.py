@@ -267,7 +267,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Hypervisor
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.select import refuse_duplicates
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.turns import MAX_WORKERS
-from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ReportedError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._hardware import bus_change
 from ansible_collections.thinvirt.kvm.plugins.module_utils._plan import diff
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_raise
@@ -319,13 +319,12 @@ def main() -> None:
     try:
         trust(params["trusted_owners"])
         refuse_duplicates("disks", params["disks"])
-        with Hypervisor(params["uri"], local_only=True) as hypervisor:
+        with signals_raise(), Hypervisor(params["uri"], local_only=True) as hypervisor:
             outcomes = bus_change.decide(hypervisor, params["domains"], request)
             if not module.check_mode:
-                with signals_raise():
-                    bus_change.carry_out(hypervisor, outcomes, request)
+                bus_change.carry_out(hypervisor, outcomes, request)
             changes = [change for outcome in outcomes for change in outcome.changes]
-    except ThinvirtError as error:
+    except ReportedError as error:
         module.fail_json(**error.result())
     result = {
         "changed": any(outcome.changed for outcome in outcomes),

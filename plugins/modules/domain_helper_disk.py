@@ -141,7 +141,7 @@ domains:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Hypervisor
-from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ReportedError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._hardware import helper
 from ansible_collections.thinvirt.kvm.plugins.module_utils._plan import diff
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_raise
@@ -178,14 +178,13 @@ def main() -> None:
     )
     try:
         trust(params["trusted_owners"])
-        with Hypervisor(params["uri"], local_only=True) as hypervisor:
+        with signals_raise(), Hypervisor(params["uri"], local_only=True) as hypervisor:
             outcomes = helper.decide(hypervisor, params["domains"], request)
             changes = [change for outcome in outcomes for change in outcome.changes]
             if not module.check_mode:
-                with signals_raise():
-                    for outcome in outcomes:
-                        helper.carry_out(hypervisor, outcome, request)
-    except ThinvirtError as error:
+                for outcome in outcomes:
+                    helper.carry_out(hypervisor, outcome, request)
+    except ReportedError as error:
         module.fail_json(**error.result())
     result = {
         "changed": any(outcome.changed for outcome in outcomes),

@@ -236,7 +236,7 @@ domains:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Hypervisor
-from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ReportedError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._hardware import machine_change, rebuild
 from ansible_collections.thinvirt.kvm.plugins.module_utils._plan import diff
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_raise
@@ -300,7 +300,7 @@ def main() -> None:
             if not module.check_mode:
                 for outcome in outcomes:
                     machine_change.carry_out(hypervisor, outcome, request)
-    except ThinvirtError as error:
+    except ReportedError as error:
         module.fail_json(**error.result())
     result = {
         "changed": any(outcome.changed for outcome in outcomes),

@@ -145,7 +145,7 @@ seconds:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.thinvirt.kvm.plugins.module_utils._backup.restore import Restore
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Hypervisor
-from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ReportedError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.convert import checked_folder
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.progress import progress_logger
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import Stages
@@ -188,7 +188,7 @@ def main() -> None:
                 check_mode=module.check_mode,
                 stages=Stages(report=progress_logger(params["name"], module.log)),
             ).run()
-    except ThinvirtError as error:
+    except ReportedError as error:
         module.fail_json(**error.result())
     disks = {target: encodable(path) for target, path in outcome.disks.items()}
     module.exit_json(

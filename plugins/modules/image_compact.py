@@ -199,7 +199,10 @@ images:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.usage import users_at
-from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
+    ReportedError,
+    ThinvirtError,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image import compact_policy
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact import Outcome
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact_report import (
@@ -243,7 +246,7 @@ def main() -> None:
             )
             if not module.check_mode:
                 users.refresh_pools(o.path for _p, o in outcomes if isinstance(o, Outcome))
-    except ThinvirtError as error:
+    except ReportedError as error:
         module.fail_json(**error.result())
     for pattern in unmatched:
         module.warn(f"Nothing matches {shown(pattern)}.")

@@ -249,7 +249,7 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ReportedError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image import convert, versions
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.inspect import Options
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.report import expand_paths
@@ -341,7 +341,7 @@ def main() -> None:
         trust(module.params["trusted_owners"])
         with signals_raise():
             copies = _copy(module)
-    except ThinvirtError as error:
+    except ReportedError as error:
         module.fail_json(**error.result())
     answer = versions.result(copies, check_mode=module.check_mode)
     for copied in copies:

@@ -87,7 +87,7 @@ mounts:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ReportedError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._guest import remount
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_raise
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import shown
@@ -106,7 +106,7 @@ def main() -> None:
                 if plan.mount is not None and not module.check_mode:
                     reason = remount.remount(plan.mount)
                 entries.append({"path": plan.path, "remounted": not reason, "reason": reason})
-    except ThinvirtError as error:
+    except ReportedError as error:
         module.fail_json(mounts=entries, **error.result())
     module.exit_json(
         changed=any(entry["remounted"] for entry in entries),

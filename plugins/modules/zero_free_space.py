@@ -191,7 +191,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     RefusedError,
-    ThinvirtError,
+    ReportedError,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._guest import zero_fill, zero_lock
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_raise
@@ -262,7 +262,7 @@ def main() -> None:
                 remedy="Use become: true.",
             )
         result = _fill(module) if module.params["state"] == "filled" else _end(module)
-    except ThinvirtError as error:
+    except ReportedError as error:
         module.fail_json(**error.result())
     module.exit_json(**result)
 

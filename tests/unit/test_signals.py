@@ -11,6 +11,7 @@ import threading
 import time
 
 import pytest
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import (
     StoppedError,
     signals_noted,
@@ -146,3 +147,7 @@ def test_other_threads_are_never_interrupted():
 
     with pytest.raises(StoppedError):
         work()
+
+
+def test_no_handler_of_errors_takes_a_stop_for_one():
+    assert not issubclass(StoppedError, ThinvirtError)

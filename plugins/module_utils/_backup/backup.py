@@ -26,7 +26,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.policy import
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.turns import side_by_side
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image import archive
-from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import StoppedError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure
 
 
@@ -72,8 +71,6 @@ def _noting(outcome: Outcome, settings: Settings) -> t.Iterator[None]:
     """What goes wrong with one domain does not stop the others."""
     try:
         yield
-    except StoppedError:
-        raise
     except ThinvirtError as error:
         outcome.status, outcome.error = "failed", error
     except OSError as error:  # what nobody has thought of: a failing disk

@@ -43,7 +43,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._live.live import (
     LiveCompaction,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._live.move import Move
-from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import StoppedError, is_stopping
+from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import is_stopping
 
 #: Seconds that a guest may take to trim; one that is not done by then goes on trimming.
 _TRIM_SECONDS = 600
@@ -95,8 +95,6 @@ class Compactor:
                 )
                 configured = xml.parse_domain(guest.configured_xml(with_secrets=False))
                 read.append((outcome, configured))
-            except StoppedError:
-                raise
             except ThinvirtError as error:
                 outcome.status, outcome.error = "failed", error
         if self.only_recover:
@@ -120,8 +118,6 @@ class Compactor:
         outcome, configured = piece
         try:
             self._domain(outcome, configured)
-        except StoppedError:
-            raise
         except ThinvirtError as error:
             outcome.status, outcome.error = "failed", error
         if outcome.errors():
@@ -227,8 +223,6 @@ class Compactor:
             )
             if done.outcome.changed:
                 done.outcome.method = "live"
-        except StoppedError:
-            raise
         except ThinvirtError as error:
             done.error = error
         return done
@@ -264,8 +258,6 @@ class Compactor:
             done.live = work.live
             done.outcome = dataclasses.replace(estimated, method="none", after=estimated.before)
             work.carry_out(done.outcome)
-        except StoppedError:
-            raise
         except ThinvirtError as error:
             done.error = error
 
@@ -305,8 +297,6 @@ class Compactor:
                     check_mode=check_mode,
                     stages=stages,
                 )
-        except StoppedError:
-            raise
         except ThinvirtError as error:
             done.error = error
         return done

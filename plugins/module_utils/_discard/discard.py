@@ -23,7 +23,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     ThinvirtError,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._plan import Change
-from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import StoppedError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import typed
 
 #: Ways in which settings become effective on running guests.
@@ -209,33 +208,23 @@ class Setter:
     def carry_out(self, outcomes: t.Sequence[Outcome]) -> None:
         """Apply the plans, one domain after the other; errors are kept in the outcomes.
 
-        A signal that asks to end ends it after the guest in hand; the others say that they were
-        not reached.
+        :raises StoppedError: a signal asked to end; the outcomes tell what was done until then.
         """
-        stopped: StoppedError | None = None
         for outcome in outcomes:
-            if stopped is not None:
-                outcome.error = outcome.error or stopped
-                outcome.done = restart.Done()
-                continue
-            try:
-                self._carry_out(outcome)
-            except StoppedError as error:
-                stopped = error
+            outcome.done = restart.Done()  # nothing yet: a signal may end this before its turn
+        for outcome in outcomes:
+            self._carry_out(outcome)
 
     def _carry_out(self, outcome: Outcome) -> None:
-        if outcome.plan is None or outcome.error is not None:
+        done = outcome.done
+        if outcome.plan is None or outcome.error is not None or done is None:
             return
-        done = outcome.done = restart.Done()
         try:
             if outcome.forgotten:
                 self._recover(outcome, done)
             self._configure(outcome, outcome.plan, done)
             if outcome.applies:
                 self._apply(outcome, done)
-        except StoppedError as error:
-            outcome.error = error
-            raise
         except ThinvirtError as error:
             outcome.error = error
 

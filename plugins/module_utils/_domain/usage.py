@@ -23,7 +23,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.files import O
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.header import (
     read_image_header,
 )
-from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import StoppedError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import shown
 
 Key = tuple[int, int]
@@ -155,8 +154,6 @@ def _is_candidate(entry: os.DirEntry[str]) -> bool:
 def _backing_file(path: str) -> str:
     try:
         header = read_image_header(path).qcow2
-    except StoppedError:
-        raise
     except ThinvirtError:
         return ""  # no image, or none that QEMU could open
     if header is None or header.backing_file is None or ":" in header.backing_file.split("/", 1)[0]:

@@ -24,7 +24,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._hardware import (
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._hardware.kept_xml import KeptXml
 from ansible_collections.thinvirt.kvm.plugins.module_utils._plan import Change
-from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import StoppedError
 
 _UNFIT = "its disks cannot be moved to another bus"
 _TO_RECOVER = "A run that was killed has left the guest on its way to another bus."
@@ -326,9 +325,6 @@ def _carry_out(hypervisor: Hypervisor, outcome: Outcome, request: Request) -> No
             _try(hypervisor, outcome, request)
         elif request.state != "recovered":
             _reconfigure(hypervisor, outcome)
-    except StoppedError as error:
-        outcome.error = error
-        raise
     except ThinvirtError as error:
         outcome.error = error
 

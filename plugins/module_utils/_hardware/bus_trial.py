@@ -256,8 +256,6 @@ class Trial:
         try:
             self._power_off()
             self._back(record)
-        except StoppedError:
-            raise
         except ThinvirtError as error:
             raise HypervisorError(
                 f"Domain {name} did not come up on its new bus ({reason.message}), and could not "

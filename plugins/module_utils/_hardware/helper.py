@@ -34,7 +34,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._hardware import (
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._plan import Change
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import (
-    StoppedError,
     signals_wait,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
@@ -202,8 +201,9 @@ def carry_out(hypervisor: Hypervisor, outcome: Outcome, request: Request) -> Non
         return
     try:
         if outcome.make:
-            _make(outcome.file)
-            outcome.written = True
+            with signals_wait():
+                _make(outcome.file)
+                outcome.written = True
         if outcome.after:
             with signals_wait():
                 redefine.redefine(
@@ -224,11 +224,10 @@ def carry_out(hypervisor: Hypervisor, outcome: Outcome, request: Request) -> Non
         if outcome.remove and not _is_in_use(outcome.guest, outcome.file):
             _remove(outcome.file)
             outcome.removed = True
-    except StoppedError:
-        raise
     except ThinvirtError as error:
         outcome.error = error
-        if outcome.make and not outcome.defined:
+    finally:
+        if outcome.make and outcome.written and not outcome.defined:
             _remove(outcome.file)
             outcome.written = False
 

@@ -27,7 +27,7 @@ import typing as t
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import xml
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     RefusedError,
-    ThinvirtError,
+    ReportedError,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage import state
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.durable import (
@@ -176,7 +176,7 @@ class KeptXml:
         write_whole(self.path(record), old_xml)
         try:
             self._note(record)
-        except ThinvirtError:
+        except ReportedError:
             self._unlink(record)
             raise
         return record

@@ -26,7 +26,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._hardware import (
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._hardware.kept_xml import KeptXml
 from ansible_collections.thinvirt.kvm.plugins.module_utils._plan import Change
-from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import StoppedError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,8 +243,6 @@ def carry_out(hypervisor: Hypervisor, outcome: Outcome, request: Request) -> Non
                 reconfigure.settle(outcome.store, left, outcome.now)
                 if outcome.after:
                     _apply(hypervisor, outcome, request)
-    except StoppedError:
-        raise
     except ThinvirtError as error:
         outcome.error = error
 

@@ -39,7 +39,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import (
     probe_locks,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import (
-    StoppedError,
     signals_wait,
     stop_if_asked,
 )
@@ -149,8 +148,6 @@ def versions_of(folder: str, *, uuid: str) -> list[Version]:
                 continue
             try:
                 manifest = read_manifest(path)
-            except StoppedError:
-                raise
             except ThinvirtError:
                 continue  # not ours, or broken: nothing of it is touched
             if manifest.uuid == uuid and is_untouched(path, manifest):

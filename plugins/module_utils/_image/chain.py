@@ -30,7 +30,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.header import 
     read_open_header,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_argv import Storage
-from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import StoppedError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.extents import (
     FileUsage,
     file_usage,
@@ -184,7 +183,7 @@ def backing_chain(
                 seen.add(backing.key)
                 lower = read_open_header(backing, path=path, image_format=declared or "auto")
                 data_file_path(lower, places=places)
-        except (_LoopError, RefusedError, StoppedError):
+        except (_LoopError, RefusedError):
             raise
         except ThinvirtError as error:
             chain.append(BackingLink(path, name, declared, None, str(error)))

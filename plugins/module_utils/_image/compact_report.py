@@ -17,7 +17,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact_policy
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.progress import progress_logger
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import Stages
 from ansible_collections.thinvirt.kvm.plugins.module_utils._plan import Change, diff
-from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import StoppedError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import (
     encodable,
     shown,
@@ -48,8 +47,6 @@ def compact_all(
                 path, request, obstacles=obstacles, check_mode=check_mode, stages=stages
             )
             outcomes.append((path, outcome))
-        except StoppedError:
-            raise
         except ThinvirtError as error:
             outcomes.append((path, error))
     return outcomes

@@ -39,7 +39,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.manifest impor
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.progress import progress_logger
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.recover import recover
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import Stages
-from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import StoppedError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import (
     encodable,
     shown,
@@ -76,8 +75,6 @@ def copy_one(
     try:
         stages = Stages(report=progress_logger(src, log))
         copied.outcome = convert(src, dest, request, check_mode=check_mode, stages=stages)
-    except StoppedError:
-        raise
     except ThinvirtError as error:
         copied.error = error
     return copied
@@ -106,8 +103,6 @@ def copy_versions(
         name = names.get(src) or _stem(src)
         try:
             recovered = _recover(name, folder, check_mode=check_mode)
-        except StoppedError:
-            raise
         except ThinvirtError as error:
             copies.append(Copied(src, error=error))
             continue
@@ -158,8 +153,6 @@ def _remove(
                     continue  # somebody has changed it since
                 if not check_mode:
                     remove_with_manifest(path)
-        except StoppedError:
-            raise
         except ThinvirtError as error:
             return tuple(removed), error
         removed.append(path)
@@ -228,8 +221,6 @@ def _up_to_date(
     path, _manifest = versions[-1]
     try:
         outcome = convert(src, path, request, check_mode=True, stages=Stages())
-    except StoppedError:
-        raise
     except ThinvirtError:
         return None  # what is wrong comes to light when it is copied
     return None if outcome.changed else path

@@ -14,7 +14,7 @@ import typing as t
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     RefusedError,
-    ThinvirtError,
+    ReportedError,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.attributes import (
     copy_attributes,
@@ -181,7 +181,7 @@ def pointer(files: Files, journal: Journal) -> t.Iterator[Journal | None]:
         try:
             beside = stack.enter_context(open_journal(files.new))
             refuse_live(files.new, beside.left)
-        except ThinvirtError:
+        except ReportedError:
             journal.clear()
             raise
         yield beside

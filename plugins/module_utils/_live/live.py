@@ -27,7 +27,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection im
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     HypervisorError,
     RefusedError,
-    ThinvirtError,
+    ReportedError,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact_outcome import (
     Outcome,
@@ -210,7 +210,7 @@ class LiveCompaction:
             with signals_wait():
                 self._settling(journal, bandwidth_bytes=0).settle()
             return
-        except (ThinvirtError, OSError) as problem:
+        except (ReportedError, OSError) as problem:
             error = problem
             if isinstance(error, OSError):
                 error = failure(self.path, "compacted", error)

@@ -20,7 +20,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection im
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     RefusedError,
-    ThinvirtError,
+    ReportedError,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact_outcome import (
     Outcome,
@@ -140,7 +140,7 @@ class Move:
         self._record = record
         try:
             self._to_new(journal, beside, outcome)
-        except (ThinvirtError, OSError) as problem:
+        except (ReportedError, OSError) as problem:
             error = problem
             if isinstance(error, OSError):
                 error = failure(self.path, "compacted", error)

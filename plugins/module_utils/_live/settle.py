@@ -24,6 +24,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     HypervisorError,
     NotFoundError,
     RefusedError,
+    ReportedError,
     ThinvirtError,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.files import open_image
@@ -445,7 +446,7 @@ def _is_written(path: str) -> bool:
         return any(entry.data for entry in tool.map(spec))
 
 
-def give_up(settling: Settling, error: ThinvirtError) -> policy.Settlement | None:
+def give_up(settling: Settling, error: ReportedError) -> policy.Settlement | None:
     """Settle after an error, and say in the error itself what has become of the disk.
 
     :returns: None if that did not work either.
