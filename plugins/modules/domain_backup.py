@@ -70,6 +70,10 @@ options:
   keep:
     description:
       - How many versions of each domain stay; V(0) for all.
+      - It counts for each disk. A version goes once so many newer ones hold a copy of each of its
+        disks, so that versions of some disks (O(disks)) never take the place of the last copies of
+        others, nor do those of a domain that has lost a disk.
+      - Versions are in the order in which they were made, whatever the clock said then.
       - Only versions are removed that this module has made of the same domain, that nobody has
         changed since, and that nobody reads.
     type: int

@@ -36,7 +36,8 @@ options:
   src:
     description:
       - The version, a folder C(DEST_DIR/DOMAIN/TIME).
-      - The folder of a domain, C(DEST_DIR/DOMAIN), means its newest version.
+      - The folder of a domain, C(DEST_DIR/DOMAIN), means its newest version, that is the one that
+        was made last, whatever the clock said then.
     type: path
     required: true
   name:

@@ -15,7 +15,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection im
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     HypervisorError,
     ImageError,
-    NotFoundError,
     RefusedError,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image import archive
@@ -230,16 +229,7 @@ def newest(src: str) -> str:
     folder = os.path.realpath(src)
     if os.path.lexists(os.path.join(folder, archive.MANIFEST)):
         return folder
-    try:
-        names = [name for name in os.listdir(folder) if archive.is_version_name(name)]
-    except OSError as error:
-        raise failure(src, "read", error) from error
-    if not names:
-        raise NotFoundError(
-            f"There is no version of a domain in {shown(src)}.",
-            remedy="Name a folder DEST_DIR/DOMAIN/TIME that domain_backup has made.",
-        )
-    return os.path.join(folder, max(names))
+    return archive.newest(folder).path
 
 
 def _is_this(existing: xml.Domain, outcome: Outcome) -> bool:

@@ -93,7 +93,7 @@ class Settings:
     :param disks: targets or globs; empty for all that a guest writes.
     :param online: back up running domains too.
     :param quiesce: ``auto``, ``required`` or ``off``; see ``freeze``.
-    :param keep: so many versions of each domain stay; 0 for all.
+    :param keep: so many copies of each disk stay; 0 for all.
     :param scratch_dir: where the scratch files go; empty for the folder of the first image.
     :param with_secrets: put passwords into the manifest.
     :param bandwidth_bytes: read no more than so many a second of a running domain's disk; 0: all.
@@ -362,24 +362,32 @@ class Work:
                 "libvirt": ".".join(map(str, versions.libvirt)),
                 "qemu": ".".join(map(str, versions.hypervisor)),
             },
-            disks=[
-                archive_manifest.StoredDisk(
-                    target=disk.target,
-                    file=disk.file,
-                    format="qcow2",
-                    virtual_size_bytes=disk.virtual_size_bytes,
-                    source=disk.path,
-                    options=self._options(),
-                    sources=tuple(sources.get(disk.target, ())),
-                )
-                for disk in self.outcome.disks
-            ],
+            disks=self._stored_disks(sources),
             files=files,
             nvram=nvram,
         )
 
+    def _stored_disks(
+        self, sources: t.Mapping[str, t.Sequence[Identity]]
+    ) -> list[archive_manifest.StoredDisk]:
+        return [
+            archive_manifest.StoredDisk(
+                target=disk.target,
+                file=disk.file,
+                format="qcow2",
+                virtual_size_bytes=disk.virtual_size_bytes,
+                source=disk.path,
+                options=self._options(),
+                sources=tuple(sources.get(disk.target, ())),
+            )
+            for disk in self.outcome.disks
+        ]
+
     def _remove_surplus(self, *, fresh: int) -> None:
-        for version in archive.doomed(self.versions, keep=self.settings.keep, fresh=fresh):
+        doomed = archive.doomed(
+            self.versions, keep=self.settings.keep, fresh=fresh, disks=self._stored_disks({})
+        )
+        for version in doomed:
             archive.remove_version(version, check_mode=self.settings.check_mode)
             self.outcome.removed.append(version.path)
             self.outcome.changed = True

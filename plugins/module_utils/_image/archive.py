@@ -22,12 +22,16 @@ import typing as t
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     ImageError,
+    NotFoundError,
     RefusedError,
     ThinvirtError,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.archive_manifest import (
     Manifest,
     StoredFile,
+    Version,
+    doomed,  # noqa: F401 - decides over versions, and is looked for here
+    in_order,
     parse_manifest,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import (
@@ -84,14 +88,6 @@ def folder_name(domain: str) -> str:
             remedy="Give the domain a shorter one (virsh domrename).",
         )
     return safe
-
-
-@dataclasses.dataclass(frozen=True)
-class Version:
-    """A whole version."""
-
-    path: str
-    manifest: Manifest
 
 
 def read_manifest(folder: str) -> Manifest:
@@ -152,9 +148,39 @@ def versions_of(folder: str, *, uuid: str) -> list[Version]:
                 continue  # not ours, or broken: nothing of it is touched
             if manifest.uuid == uuid and is_untouched(path, manifest):
                 found.append(Version(path, manifest))
-    # One that was made before the clock was set back is no newer than those made since.
-    now = time.strftime(_TIME, time.gmtime())
-    return sorted(found, key=lambda v: (v.manifest.created <= now, v.manifest.created, v.path))
+    return in_order(found, now=time.strftime(_TIME, time.gmtime()))
+
+
+def newest(folder: str) -> Version:
+    """A domain's newest version; whether it is as it was made remains to be seen.
+
+    :raises NotFoundError: there is none.
+    :raises ImageError: one cannot be read that has the name of a newer one.
+    """
+    try:
+        names = sorted(filter(is_version_name, os.listdir(folder)))
+    except OSError as error:
+        raise failure(folder, "read", error) from error
+    found, broken = [], {}
+    for name in names:
+        path = os.path.join(folder, name)
+        try:
+            found.append(Version(path, read_manifest(path)))
+        except ThinvirtError as error:
+            broken[name] = error
+    latest = in_order(found, now=time.strftime(_TIME, time.gmtime()))[-1:]
+    for name, error in broken.items():
+        if not latest or name > os.path.basename(latest[0].path):
+            raise ImageError(
+                f"The newest version in {shown(folder)} cannot be told: {error.message}",
+                remedy="Name the folder of the version that is meant.",
+            ) from error
+    if not latest:
+        raise NotFoundError(
+            f"There is no version of a domain in {shown(folder)}.",
+            remedy="Name a folder DEST_DIR/DOMAIN/TIME that domain_backup has made.",
+        )
+    return latest[0]
 
 
 def is_untouched(path: str, manifest: Manifest) -> bool:
@@ -170,16 +196,6 @@ def is_untouched(path: str, manifest: Manifest) -> bool:
     except OSError:
         return False
     return True
-
-
-def doomed(versions: t.Sequence[Version], *, keep: int, fresh: int) -> list[Version]:
-    """The versions that are too many (pure).
-
-    :param keep: so many stay; 0 for all.
-    :param fresh: so many were made besides, and stay.
-    """
-    surplus = len(versions) + fresh - keep
-    return list(versions[:surplus]) if keep and surplus > 0 else []
 
 
 def is_version_name(name: str) -> bool:
@@ -237,11 +253,13 @@ class Partial:
     :param final: the folder's path when it is whole; dated later than it was made, if another
         version has its second.
     :param created: when it was begun.
+    :param number: see :class:`.archive_manifest.Manifest`.
     """
 
     path: str
     final: str
     created: str
+    number: int
 
     def finish(self, manifest: Manifest) -> Version:
         """Give it its name; from now on it is a version.
@@ -249,6 +267,7 @@ class Partial:
         :raises ThinvirtError: it can't be; it is none.
         """
         path = os.path.join(self.path, MANIFEST)
+        manifest = dataclasses.replace(manifest, number=self.number)
         text = json.dumps(dataclasses.asdict(manifest), indent=2) + "\n"
         parse_manifest(text)  # what we could not read ourselves is of no use
         try:
@@ -278,13 +297,22 @@ def new_version(folder: str) -> t.Iterator[Partial]:
             break
         moment += 1
     path = os.path.join(folder, f".{os.path.basename(final)}.partial")
-    partial = Partial(path, final, time.strftime(_TIME, time.gmtime(begin)))
+    created = time.strftime(_TIME, time.gmtime(begin))
+    partial = Partial(path, final, created, _highest_number(folder) + 1)
     make_private(partial.path)
     try:
         yield partial
     finally:
         with signals_wait():
             remove_flat(partial.path)
+
+
+def _highest_number(folder: str) -> int:
+    numbers = [0]
+    for name in filter(is_version_name, os.listdir(folder)):
+        with contextlib.suppress(ThinvirtError):  # not ours, or broken
+            numbers.append(read_manifest(os.path.join(folder, name)).number)
+    return max(numbers)
 
 
 def stored_file(path: str, *, report: t.Callable[[float], None]) -> StoredFile:

@@ -15,6 +15,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
 MADE_BY = "thinvirt.kvm.domain_backup"
 #: Of the manifest; a later one may mean something else.
 FORMAT = 1
+MAX_NUMBER = 1 << 53
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -63,6 +64,8 @@ class Manifest:
     :param verified: how the copies were.
     :param versions: of libvirt and QEMU.
     :param nvram: file with the variables of the firmware; empty if there is none.
+    :param number: higher than that of every version that was there when it was made: clocks may be
+        wrong.  0 in manifests of releases that did not count.
     """
 
     created: str
@@ -77,6 +80,7 @@ class Manifest:
     disks: t.Sequence[StoredDisk]
     files: t.Sequence[StoredFile]
     nvram: str = ""
+    number: int = 0
     made_by: str = MADE_BY
     format: int = FORMAT
 
@@ -113,6 +117,8 @@ def _check(manifest: Manifest) -> None:
     texts = (manifest.created, manifest.domain, manifest.uuid, manifest.xml, manifest.nvram)
     if not all(isinstance(text, str) for text in (*texts, manifest.consistency)):
         raise ValueError("a text is none")
+    if not isinstance(manifest.number, int) or not 0 <= manifest.number <= MAX_NUMBER:
+        raise ValueError(f"the number {manifest.number!r}")
     names = [file.name for file in manifest.files]
     wanted = [disk.file for disk in manifest.disks] + ([manifest.nvram] if manifest.nvram else [])
     if sorted(names) != sorted(wanted) or len(set(names)) != len(names):
@@ -125,3 +131,66 @@ def _check(manifest: Manifest) -> None:
     for disk in manifest.disks:
         if disk.format != "qcow2" or not re.fullmatch("[A-Za-z0-9]{1,32}", disk.target):
             raise ValueError(f"disk {disk.target!r} of format {disk.format!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Version:
+    """A whole version."""
+
+    path: str
+    manifest: Manifest
+
+
+def in_order(versions: t.Iterable[Version], *, now: str) -> list[Version]:
+    """Versions of a domain, the oldest first: the one order to keep and to restore by (pure).
+
+    By their numbers.  Of those that have none, one that was made before the clock was set back is
+    no newer than those made since.
+
+    :param now: as :attr:`Manifest.created`.
+    """
+
+    def age(version: Version) -> tuple[int, bool, str, str]:
+        made = version.manifest
+        return made.number, made.created <= now, made.created, version.path
+
+    return sorted(versions, key=age)
+
+
+def doomed(
+    versions: t.Sequence[Version],
+    *,
+    keep: int,
+    fresh: int,
+    disks: t.Sequence[StoredDisk] | None = None,
+) -> list[Version]:
+    """The versions that are too many: so many newer ones have each of their disks (pure).
+
+    :param versions: the oldest first.
+    :param keep: so many copies of each disk stay; 0 for all.
+    :param fresh: so many were made besides, and stay.
+    :param disks: of those; by default whatever disks there are.
+    """
+    if not keep:
+        return []
+    newer = [disks] * fresh
+    gone = []
+    for version in reversed(versions):
+        made = version.manifest
+        copies = [
+            sum(each is None or any(_is_heir(new, disk, made) for new in each) for each in newer)
+            for disk in made.disks
+        ]
+        if min(copies, default=len(newer)) >= keep:
+            gone.append(version)
+        else:
+            newer.append(made.disks)
+    return gone[::-1]
+
+
+def _is_heir(new: StoredDisk, old: StoredDisk, made: Manifest) -> bool:
+    """Whether a newer copy is of the same disk: it may have moved, or got another target."""
+    if new.source and new.source == old.source:
+        return True
+    others = {disk.source for disk in made.disks if disk is not old}
+    return new.target == old.target and not (new.source and new.source in others)

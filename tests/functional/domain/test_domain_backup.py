@@ -143,6 +143,39 @@ def test_only_too_many_versions_of_our_own_are_removed(lab, paused, folder):
     assert_nothing_left(lab, guest, folder)
 
 
+def test_versions_of_one_disk_do_not_displace_another_disk(lab, paused, folder):
+    both = entry(backup(lab, folder, paused.name, keep=1))["version"]
+    alone = entry(backup(lab, folder, paused.name, keep=1, disks=["sda"]))
+    assert (alone["removed"], os.path.isfile(f"{both}/vdb.qcow2")) == ([], True)
+    again = entry(backup(lab, folder, paused.name, keep=1, disks=["vdb"]))
+    assert again["removed"] == [both]
+    assert len(versions(folder, paused.name)) == 2
+
+
+def test_a_clock_that_was_wrong_decides_nothing(lab, domain, folder, tmp_path):
+    guest = domain("b-clock")
+    first = Path(entry(backup(lab, folder, guest.name))["version"])
+    future = first.with_name("20990101T000000Z")
+    first.rename(future)  # as if the clock had been wrong when it was made
+    text = (future / "manifest.json").read_text().replace(first.name, future.name)
+    (future / "manifest.json").write_text(text)
+    qemu_io(guest.disk("sda").path, "write -P 9 0 1M")
+    second = entry(backup(lab, folder, guest.name))["version"]
+    (tmp_path / "restored").mkdir()
+    result = run_module(
+        "domain_restore",
+        uri=lab.uri,
+        src=str(folder / guest.name),
+        name="b-clock-new",
+        dest_dir=str(tmp_path / "restored"),
+        min_free_bytes=0,
+        check=True,
+    )
+    assert (result["failed"], result["version"]) == (False, second)
+    qemu_io(guest.disk("sda").path, "write -P 10 0 1M")
+    assert entry(backup(lab, folder, guest.name, keep=2))["removed"] == [str(future)]
+
+
 def test_a_version_that_is_read_is_not_removed(lab, paused, folder):
     guest = paused
     first = entry(backup(lab, folder, guest.name))["version"]

@@ -20,6 +20,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.archive_manife
     Manifest,
     StoredDisk,
     StoredFile,
+    in_order,
     parse_manifest,
 )
 
@@ -94,6 +95,8 @@ FILE = manifest().files[0]
     [
         {"made_by": "somebody"},
         {"format": 2},
+        {"number": "1"},
+        {"number": -1},
         {"xml": None},
         {"files": []},
         {"files": [FILE, FILE]},
@@ -132,6 +135,49 @@ def test_which_versions_are_too_many(count, keep, fresh, gone):
     assert archive.doomed(versions, keep=keep, fresh=fresh) == versions[:gone]
 
 
+def version(number, *disks, **changes):
+    """A version of these disks: ``target`` or ``target=source``."""
+    made = [
+        StoredDisk(target, f"{target}.qcow2", "qcow2", 1, source or f"/images/{target}")
+        for target, _equals, source in (disk.partition("=") for disk in disks)
+    ]
+    return archive.Version(f"/b/{number}", manifest(number=number, disks=made, **changes))
+
+
+@pytest.mark.parametrize(
+    ("made", "fresh", "keep", "gone"),
+    [
+        pytest.param(["a b", "a"], [], 1, [], id="the only copy of b"),
+        pytest.param(["a b", "a", "b"], [], 1, [1], id="each disk by another version"),
+        pytest.param(["a b", "a", "a", "a"], [], 2, [2], id="what is surplus itself"),
+        pytest.param(["a b"], ["a"], 1, [], id="the new version is of a alone"),
+        pytest.param(["a b", "a"], ["a b"], 1, [1, 2], id="the new version has both"),
+        pytest.param(["a b", "a b"], ["a"], 2, [], id="one copy of b is too few"),
+        pytest.param(["a=/1", "a=/2"], [], 1, [1], id="a disk that has moved"),
+        pytest.param(["a=/1", "b=/1"], [], 1, [1], id="a disk with another target"),
+        pytest.param(["a=/1 b=/2", "b=/1"], [], 1, [], id="the target of another disk"),
+        pytest.param(["a=/1 b=/2", "a=/2 b=/1"], [], 1, [1], id="two disks that changed places"),
+    ],
+)
+def test_copies_are_counted_for_each_disk(made, fresh, keep, gone):
+    versions = [version(number, *disks.split()) for number, disks in enumerate(made, 1)]
+    disks = [disk for new in fresh for disk in version(9, *new.split()).manifest.disks]
+    surplus = archive.doomed(versions, keep=keep, fresh=len(fresh), disks=disks)
+    assert [each.manifest.number for each in surplus] == gone
+
+
+def test_no_clock_turns_versions_around():
+    made = [
+        version(0, "a", created="20300101T000000Z"),  # of a release that did not count, in future
+        version(0, "a", created="20240101T000000Z"),
+        version(0, "a", created="20250101T000000Z"),
+        version(1, "a", created="20300101T000000Z"),
+        version(2, "a", created="19700101T000000Z"),
+        version(3, "a", created="20260101T000000Z"),
+    ]
+    assert in_order(made[::-1], now="20260101T000000Z") == made
+
+
 def stored(folder, name, **changes):
     """A version on the disk."""
     path = folder / name
@@ -161,6 +207,21 @@ def test_a_version_from_before_the_clock_was_set_back_is_the_oldest(tmp_path):
         stored(tmp_path, name)
     found = archive.versions_of(str(tmp_path), uuid=manifest().uuid)
     assert [version.manifest.created[:4] for version in found] == ["2099", "2024", "2025"]
+
+
+def test_the_newest_is_the_one_that_was_made_last(tmp_path):
+    stored(tmp_path, "20300101T000000Z", number=1)
+    last = stored(tmp_path, "20260101T000000Z", number=2)
+    assert archive.newest(str(tmp_path)).path == str(last)
+
+
+def test_a_newest_version_that_cannot_be_read_is_not_passed_over(tmp_path):
+    whole = stored(tmp_path, "20260101T000000Z")
+    (stored(tmp_path, "20250101T000000Z") / "manifest.json").write_text("{}")
+    assert archive.newest(str(tmp_path)).path == str(whole)
+    (stored(tmp_path, "20270101T000000Z") / "manifest.json").write_text("{}")
+    with pytest.raises(ImageError, match=r"20270101T.*cannot be used.*Name the folder"):
+        archive.newest(str(tmp_path))
 
 
 def test_versions_of_one_second_are_in_the_order_in_which_they_were_made(tmp_path, monkeypatch):
