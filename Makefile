@@ -63,7 +63,7 @@ lint: setup ## ruff, yamllint, ansible-lint, shellcheck, biome, antsibull
 	@$(RUN) ruff format --check .
 	@$(RUN) yamllint --strict .
 	@$(RUN) shellcheck -x $(SCRIPTS)
-	@$(RUN) biome check --error-on-warnings .
+	@$(RUN) biome check --error-on-warnings biome.json plugins
 	@$(RUN) antsibull-changelog lint
 	@$(RUN) antsibull-docs lint-collection-docs --plugin-docs --skip-rstcheck .
 	@$(RUN) ansible-lint -q
