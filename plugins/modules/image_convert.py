@@ -198,7 +198,7 @@ images:
       type: dict
       returned: success
       sample: {allocated_bytes: 523436032, length_bytes: 10739318784}
-    copy:
+    target:
       description: What the copy takes; V(null) if it is only to be made (check mode).
       type: dict
       returned: success

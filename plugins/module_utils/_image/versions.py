@@ -256,7 +256,7 @@ def _entry(copied: Copied) -> Result:
                 "reason": outcome.reason,
                 "virtual_size_bytes": outcome.virtual_size_bytes,
                 "source": dataclasses.asdict(outcome.source),
-                "copy": dataclasses.asdict(outcome.copy) if outcome.copy else None,
+                "target": dataclasses.asdict(outcome.copy) if outcome.copy else None,
                 "options": dict(outcome.manifest.options) if outcome.manifest else None,
                 "compared": outcome.compared,
                 "recovered": outcome.recovered,

@@ -54,7 +54,7 @@ def test_a_copy_is_made_once(image, tmp_path):
     assert made["diff"] == checked["diff"]
     assert "identical" in run("qemu-img", "compare", image, dest)
     # Four tables of a cluster of 2 MiB each, and hardly any data.
-    assert entry["copy"]["allocated_bytes"] == os.stat(dest).st_blocks * 512 < 10 * MIB
+    assert entry["target"]["allocated_bytes"] == os.stat(dest).st_blocks * 512 < 10 * MIB
     assert info(dest)["cluster-size"] == 2 * MIB
     assert info(dest)["format-specific"]["data"]["compression-type"] == "zstd"
     assert os.stat(dest).st_mode & 0o777 == 0o640
