@@ -129,7 +129,8 @@ def _guard(guest: Freezable) -> t.Iterator[None]:
         return
     with contextlib.ExitStack() as stack:
         with signals_noted():
-            process = subprocess.Popen(
+            # run_command would wait for its end.
+            process = subprocess.Popen(  # pylint: disable=ansible-bad-function
                 ["/bin/sh", "-c", _GUARD, virsh, guest.uri, guest.uuid],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,

@@ -1,6 +1,9 @@
 # SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Start one program and keep it within bounds: time, memory, output."""
+"""Start one program and keep it within bounds: time, memory, output.
+
+``AnsibleModule.run_command`` knows no bounds, and what it has started goes on when we are killed.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +109,7 @@ def run(
         try:
             # A signal that came before Popen returns would leave a program that nobody ends.
             with signals_noted():
-                process = subprocess.Popen(
+                process = subprocess.Popen(  # pylint: disable=ansible-bad-function
                     limited,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
@@ -161,7 +164,7 @@ def _setpriv_knows_it() -> tuple[str, ...]:
     setpriv = shutil.which("setpriv", path=SEARCH_PATH)
     if setpriv is None:
         return ()
-    answer = subprocess.run(
+    answer = subprocess.run(  # pylint: disable=ansible-bad-function
         [setpriv, "--help"], capture_output=True, check=False, stdin=subprocess.DEVNULL, timeout=10
     )
     return (setpriv, "--pdeathsig", "KILL") if b"--pdeathsig" in answer.stdout else ()
