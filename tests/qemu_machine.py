@@ -8,6 +8,13 @@ import json
 import subprocess
 
 
+def machine_types() -> list[str]:
+    """What this QEMU says of each machine type: its name, a description, whether it is to go."""
+    argv = ["qemu-system-x86_64", "-machine", "help"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout.splitlines()[1:]
+
+
 class Machine:
     """A QEMU that does not run its guest, spoken to by QMP on its standard streams."""
 

@@ -13,6 +13,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from compact_lab import answer, go_on, held_child, start_module
 from lab import Disk, GuestSpec
+from qemu_machine import machine_types
 from support import _RUN, assert_explains, run_module
 
 MIB = 1 << 20
@@ -97,7 +98,10 @@ def test_present_only_tells(lab, guest, machine, tmp_path):
     assert not result["changed"]
     assert entry["qemu_version"] == "3.1"
     assert entry["newest"] == newest(lab, "pc")
-    assert [finding["id"] for finding in entry["findings"]] == ["machine-too-old"]
+    too_old, *deprecated = (finding["id"] for finding in entry["findings"])
+    assert too_old == "machine-too-old"
+    offered = [line.split()[0] for line in machine_types() if line.endswith("(deprecated)")]
+    assert deprecated == ["machine-deprecated"] * ("pc-i440fx-3.1" in offered)
     assert "vda, vdb" in entry["findings"][0]["reason"]
     assert dump(lab, guest.name) == before
     assert not (tmp_path / "state").exists()
