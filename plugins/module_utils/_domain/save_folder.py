@@ -64,18 +64,20 @@ def locate(uri: str) -> tuple[str, str]:
     return f"/proc/{pid}/root{folder}", folder
 
 
-def nvram_file(uri: str, name: str) -> str:
-    """Where libvirt keeps the variables of a firmware that it has chosen itself.
+def nvram_file(uri: str, name: str, named: str) -> str:
+    """The file with the variables of a domain's firmware, also where libvirt has chosen it itself.
 
-    The domain's configuration need not say so; that of the running one does.
+    libvirt 9 says its choice in the running domain's configuration only, libvirt 11 in both.
 
+    :param named: the file that the configuration names, as the daemon calls it; empty if none.
     :returns: the file as this process can open it; empty if there is none, or it cannot be told.
     """
     try:
-        saved, _folder = locate(uri)
+        saved, folder = locate(uri)
     except RefusedError:
-        return ""
-    path = os.path.join(os.path.dirname(saved), "nvram", f"{name}_VARS.fd")
+        return named if os.path.isfile(named) else ""
+    chosen, its_name = (f"{os.path.dirname(each)}/nvram/{name}_VARS.fd" for each in (saved, folder))
+    path = chosen if named in ("", its_name) else named
     return path if os.path.isfile(path) else ""
 
 

@@ -142,7 +142,7 @@ def plan(
     nvram = rebuild_xml.nvram_path(now)
     findings = rebuild_xml.shared(now, request.name)
     if rebuild_xml.firmware_has_variables(now):
-        nvram = nvram or save_folder.nvram_file(hypervisor.local_uri(), old.name)
+        nvram = save_folder.nvram_file(hypervisor.local_uri(), old.name, nvram)
         if not os.path.exists(nvram):
             findings = (*findings, rebuild_xml.without_variables(request.name))
     work = Rebuild(

@@ -18,6 +18,8 @@ import pytest
 from support import run_module
 
 NAME = "fw-tpm"
+#: What libvirt chooses, by the name that the lab's libvirtd has for it.
+CHOSEN = Path(f"/var/lib/libvirt/qemu/nvram/{NAME}_VARS.fd")
 
 
 @pytest.fixture(params=["named", "chosen"])
@@ -63,8 +65,9 @@ def dump(lab):
 def what_they_know(lab):
     """The firmware's variables and the TPM's state: file and checksum of each."""
     tree = ET.fromstring(dump(lab))
-    chosen = lab.state / "lib" / "qemu" / "nvram" / f"{NAME}_VARS.fd"
-    variables = Path(tree.findtext("os/nvram") or chosen)
+    variables = Path(tree.findtext("os/nvram") or CHOSEN)  # libvirt 11 names what it has chosen
+    if variables == CHOSEN:
+        variables = lab.state / "lib" / CHOSEN.relative_to("/var/lib/libvirt")
     (state,) = (lab.state / "lib" / "swtpm" / tree.findtext("uuid")).rglob("*.permall")
     return [(path, hashlib.sha256(path.read_bytes()).hexdigest()) for path in (variables, state)]
 
