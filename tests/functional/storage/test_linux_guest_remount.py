@@ -33,6 +33,8 @@ def mounted(tmp_path):
         # Namespaces that others begin meanwhile, as a lab does, let go of it as we do.
         run("mount", "--bind", tmp_path, tmp_path)
         stack.callback(run, "umount", tmp_path)
+        # Where / is shared, as systemd has it, the same would be mounted below tmp_path as well.
+        run("mount", "--make-private", tmp_path)
         run("mount", "--make-shared", tmp_path)
         run("mount", "-t", "ext4", "-o", "noatime,nodev,commit=7", device, point)
         stack.callback(run, "umount", point)
