@@ -38,6 +38,7 @@ def rewritten(path, *, pristine=None, form="qcow2", **parameters) -> dict:
     original = pristine or folder / "pristine"
     if pristine is None:
         shutil.copy(path, original)
+        run("sync", original)  # which may take a block more
     before, all_before = allocated(path), state(folder)
     cluster = info(path)["cluster-size"] if form == "qcow2" else 65536
     predicted = entry_of(path, method="rewrite", check=True, **parameters)
