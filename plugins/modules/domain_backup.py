@@ -27,6 +27,7 @@ extends_documentation_fragment:
   - thinvirt.kvm.libvirt
   - thinvirt.kvm.libvirt.domains_required
   - thinvirt.kvm.trusted_owners
+  - thinvirt.kvm.trusted_owners.journals
   - thinvirt.kvm.attributes
 attributes:
   check_mode:

@@ -33,6 +33,7 @@ extends_documentation_fragment:
   - thinvirt.kvm.libvirt.domains_required
   - thinvirt.kvm.compact
   - thinvirt.kvm.trusted_owners
+  - thinvirt.kvm.trusted_owners.journals
   - thinvirt.kvm.attributes
 attributes:
   check_mode:

@@ -19,6 +19,7 @@ description:
 extends_documentation_fragment:
   - thinvirt.kvm.libvirt
   - thinvirt.kvm.trusted_owners
+  - thinvirt.kvm.trusted_owners.journals
   - thinvirt.kvm.attributes
 attributes:
   check_mode:
@@ -38,6 +39,7 @@ options:
       - The version, a folder C(DEST_DIR/DOMAIN/TIME).
       - The folder of a domain, C(DEST_DIR/DOMAIN), means its newest version, that is the one that
         was made last, whatever the clock said then.
+      - A version that another user could have written is refused, since its XML becomes a domain.
     type: path
     required: true
   name:

@@ -22,6 +22,7 @@ extends_documentation_fragment:
   - thinvirt.kvm.libvirt
   - thinvirt.kvm.compact
   - thinvirt.kvm.trusted_owners
+  - thinvirt.kvm.trusted_owners.journals
   - thinvirt.kvm.attributes
 attributes:
   check_mode:

@@ -122,6 +122,7 @@ options:
 extends_documentation_fragment:
   - ansible.builtin.files
   - thinvirt.kvm.trusted_owners
+  - thinvirt.kvm.trusted_owners.journals
   - thinvirt.kvm.attributes
 requirements:
   - qemu-img 5.2 or later

@@ -21,6 +21,7 @@ description:
   - C(docs/monitoring) of this collection lists the metrics, and has rules for alerts and a
     dashboard for Grafana.
 extends_documentation_fragment:
+  - thinvirt.kvm.trusted_owners
   - thinvirt.kvm.attributes
 attributes:
   check_mode:
@@ -124,6 +125,11 @@ import time
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._metrics import textfile
+from ansible_collections.thinvirt.kvm.plugins.module_utils._spec import trusted_owners_spec
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.trust import (
+    refuse_exchangeable,
+    trust,
+)
 
 
 def main() -> None:
@@ -135,6 +141,7 @@ def main() -> None:
             "owner": {"type": "str"},
             "group": {"type": "str"},
             "mode": {"type": "raw", "default": "0644"},
+            **trusted_owners_spec(),
         },
         supports_check_mode=True,
     )
@@ -142,6 +149,8 @@ def main() -> None:
     if not os.path.isabs(dest) or not dest.endswith(".prom"):
         module.fail_json(msg=f"dest must be an absolute path that ends in .prom, not {dest}.")
     try:
+        trust(module.params["trusted_owners"])
+        refuse_exchangeable(os.path.dirname(dest))
         with textfile.one_at_a_time(os.path.dirname(dest)):
             before = textfile.read_file(dest)
             wanted = textfile.TextFile(

@@ -192,6 +192,17 @@ def is_full(error: ThinvirtError) -> bool:
 
 
 @contextlib.contextmanager
+def naming(journal: Journal) -> t.Iterator[None]:
+    """Say where the journal is, if somebody is to remove it by hand."""
+    try:
+        yield
+    except RefusedError as error:
+        named = f"the journal ({shown(journal.path)})"
+        error.remedy = error.remedy.replace("the journal", named)
+        raise
+
+
+@contextlib.contextmanager
 def open_journal(path: str) -> t.Iterator[Journal]:
     """Lock the journal of an image; made if it isn't there.
 

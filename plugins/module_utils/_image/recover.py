@@ -17,6 +17,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
     Journal,
     Record,
     is_temp_name,
+    naming,
     overlaid,
     peek,
 )
@@ -47,7 +48,8 @@ def recover(path: str, journal: Journal) -> str:
         journal.clear()
         return ""
     refuse_live(path, record)
-    done = _recover(path, record)
+    with naming(journal):
+        done = _recover(path, record)
     journal.clear()
     return done
 

@@ -29,6 +29,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
     Identity,
     Journal,
     Record,
+    naming,
     temp_name,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import (
@@ -341,7 +342,8 @@ def swap_in(
             raise
         if record.source is not None:
             left = _wait_until_left(record.source)
-            _refuse_late_use(os.path.join(folder, record.kept), path, record, left=left)
+            with naming(journal):
+                _refuse_late_use(os.path.join(folder, record.kept), path, record, left=left)
         if record.kept and not keep:
             remove_name(os.path.join(folder, record.kept))
         sync_folder(folder)

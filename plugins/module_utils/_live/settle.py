@@ -32,6 +32,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
     Journal,
     Live,
     Record,
+    naming,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import (
     LockState,
@@ -119,7 +120,8 @@ class Settling:
         deadline = time.monotonic() + _RECONNECT_SECONDS
         while True:
             try:
-                return self._settle()
+                with naming(self.journal):
+                    return self._settle()
             except StoppedError:
                 continue  # each thread is told once, and the main one ends us when this is done
             except HypervisorError:

@@ -137,7 +137,7 @@ def test_an_image_that_is_gone(path, stage):
     left = Left(path)
     left.write(left.record if stage == "copy" else left.swap)
     os.rename(path, path.parent / "moved")
-    says = r"x.qcow2 is gone, and its journal names \..*Give the right one of these its name"
+    says = r"x.qcow2 is gone, and its journal names \..*remove the journal \(/.*\.journal\)"
     recovery_refused(path, says)
 
 

@@ -211,11 +211,21 @@ def test_wishes_that_are_refused(dest, arguments, words):
 
 @root_only
 def test_a_folder_without_the_right_to_write(dest):
-    os.chown(dest.parent, 65534, 65534)
     dest.parent.chmod(0o555)
     result = run_module("thin_metrics", dest=str(dest), audit=AUDIT, prefix=WITHOUT_OVERRIDE)
     assert_explains(result, str(dest), "Permission denied", "Run this as root")
     assert os.listdir(dest.parent) == []
+
+
+@root_only
+def test_a_folder_of_somebody_else(dest):
+    os.chown(dest.parent, 65534, -1)
+    for check in (True, False):
+        result = run_module("thin_metrics", dest=str(dest), audit=AUDIT, check=check)
+        assert_explains(result, str(dest.parent), "belongs to user nobody", "trusted_owners")
+        assert os.listdir(dest.parent) == []
+    result = run_module("thin_metrics", dest=str(dest), audit=AUDIT, trusted_owners=["nobody"])
+    assert result["changed"], result["msg"]
 
 
 def test_it_needs_nothing_but_python():

@@ -28,7 +28,7 @@ def settling(tmp_path):
     settling.record = Record("live", policy.MERGE, 7, None, live=live)
     settling.stages = Stages()
     settling.pointer = None
-    settling.journal = SimpleNamespace(clear=lambda: None, remove=lambda: None)
+    settling.journal = SimpleNamespace(path="", clear=lambda: None, remove=lambda: None)
     settling.hypervisor = SimpleNamespace(disk_path=lambda _disk: str(base))
     return settling
 
