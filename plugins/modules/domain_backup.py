@@ -90,6 +90,14 @@ options:
       - The manifest is readable by its owner only, in any case.
     type: bool
     default: false
+  accept_plain_text:
+    description:
+      - Consent to copies in plain text of disks that are encrypted. QEMU decrypts a disk for the
+        guest, and a backup of a running domain is of what the guest sees. So are the scratch files.
+      - Without, a domain with an encrypted disk is refused. One that is shut off is refused in any
+        case, as its image is all that there is. Copy that by hand, and keep the secret.
+    type: bool
+    default: false
   min_free_bytes:
     description:
       - What must stay free where the copies and the scratch files lie. It is watched all the while;
@@ -260,6 +268,22 @@ domains:
             - Whether the whole copy was compared in this run with the disk as it was at the instant
               of the copy.
           type: bool
+        plain_text:
+          description: Whether the disk is encrypted, and its copy is plain text.
+          type: bool
+    left_out:
+      description:
+        - Disks that the guest writes and that are not copied unless O(disks) says so; devices of
+          the host that it speaks SCSI to (C(device='lun')).
+      type: list
+      elements: dict
+      contains:
+        target:
+          description: Name of the disk in the domain.
+          type: str
+        reason:
+          description: Why it is not copied.
+          type: str
     removed:
       description: Old versions that were (in check mode, would be) removed.
       type: list
@@ -314,6 +338,7 @@ def main() -> None:
             "keep": {"type": "int", "default": 0},
             "compression": {"type": "str", "choices": ["none", "zlib", "zstd"]},
             "with_secrets": {"type": "bool", "default": False},
+            "accept_plain_text": {"type": "bool", "default": False},
             "min_free_bytes": {"type": "int", "default": 1 << 30},
             "scratch_dir": {"type": "path"},
             "bandwidth_bytes": {"type": "int", "default": 0},
@@ -351,6 +376,7 @@ def main() -> None:
                 keep=params["keep"],
                 scratch_dir=convert.checked_folder(scratch_dir) if scratch_dir else "",
                 with_secrets=params["with_secrets"],
+                accept_plain_text=params["accept_plain_text"],
                 bandwidth_bytes=params["bandwidth_bytes"],
                 parallel=params["parallel"],
                 request=request,

@@ -62,6 +62,12 @@ options:
       - Give it the MAC addresses of the original. Both must never run in one network.
     type: bool
     default: false
+  accept_plain_text:
+    description:
+      - Consent to disks in plain text where those of the original are encrypted; the version holds
+        plain text already.
+    type: bool
+    default: false
   min_free_bytes:
     description: What the disks must leave free on their file system.
     type: int
@@ -167,6 +173,7 @@ def main() -> None:
             "dest_dir": {"type": "path", "required": True},
             "keep_uuid": {"type": "bool", "default": False},
             "keep_macs": {"type": "bool", "default": False},
+            "accept_plain_text": {"type": "bool", "default": False},
             "min_free_bytes": {"type": "int", "default": 1 << 30},
             "timeout": {"type": "int", "default": 21600},
             **trusted_owners_spec(),
@@ -186,6 +193,7 @@ def main() -> None:
                 folder=checked_folder(params["dest_dir"]),
                 keep_uuid=params["keep_uuid"],
                 keep_macs=params["keep_macs"],
+                accept_plain_text=params["accept_plain_text"],
                 min_free_bytes=params["min_free_bytes"],
                 timeout=params["timeout"],
                 check_mode=module.check_mode,

@@ -18,7 +18,12 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._backup.work import (
     Settings,
     Work,
 )
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import xml
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import (
+    disk_safety,
+    known_disk,
+    running_qemu,
+    xml,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Hypervisor
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.policy import (
     refuse_unknown_disks,
@@ -80,9 +85,12 @@ def _noting(outcome: Outcome, settings: Settings) -> t.Iterator[None]:
 def _back_up(hypervisor: Hypervisor, outcome: Outcome, settings: Settings) -> None:
     guest = outcome.guest
     # Hours may have passed with others, and libvirt been restarted.
-    domain = xml.parse_domain(despite_restarts(guest, guest.live_xml))
+    text = despite_restarts(guest, guest.live_xml)
+    domain = xml.parse_domain(text)
     outcome.running = guest.is_active()
     chosen = backup_policy.choose_disks(domain, settings.disks)
+    if not settings.disks:
+        outcome.left_out = backup_policy.left_out(domain)
     if not chosen:
         outcome.status, outcome.reason = "skipped", "The domain has no disk to be backed up."
         return
@@ -92,7 +100,15 @@ def _back_up(hypervisor: Hypervisor, outcome: Outcome, settings: Settings) -> No
     folder = os.path.join(settings.folder, archive.folder_name(domain.name))
     paths = {disk.target: hypervisor.disk_path(disk) for disk in chosen}
     backup_policy.refuse_disks(domain, chosen, paths, running=outcome.running)
-    outcome.disks = [DiskOutcome(disk.target, paths[disk.target]) for disk in chosen]
+    _refuse_unsafe(outcome, text, domain, chosen, settings)
+    outcome.disks = [
+        DiskOutcome(
+            disk.target,
+            paths[disk.target],
+            plain_text=outcome.running and disk_safety.is_encrypted(text, disk.target),
+        )
+        for disk in chosen
+    ]
     work = Work(settings, outcome, domain, chosen, folder)
     if settings.check_mode:
         outcome.recovered = archive.peek_folder(folder)
@@ -101,3 +117,30 @@ def _back_up(hypervisor: Hypervisor, outcome: Outcome, settings: Settings) -> No
     with archive.domain_folder(folder) as removed:
         outcome.recovered = " ".join(filter(None, (removed, work.recover())))
         work.run()
+
+
+def _refuse_unsafe(
+    outcome: Outcome,
+    text: str,
+    domain: xml.Domain,
+    chosen: t.Sequence[xml.Disk],
+    settings: Settings,
+) -> None:
+    """Refuse what cannot be copied, and what could not be restored; see ``known_disk``.
+
+    :param text: the domain's XML as it is now, and ``domain`` what it says.
+    """
+    guest = outcome.guest
+    backup, restore = known_disk.BACKUP, known_disk.RESTORE
+    if not outcome.running:
+        backup, restore = known_disk.BACKUP_OFF, known_disk.RESTORE_IMAGE
+    configured = despite_restarts(guest, lambda: guest.configured_xml(with_secrets=False))
+    for each, operation in ((text, backup), (configured, restore)):
+        disk_safety.refuse_disks(
+            each,
+            [disk.target for disk in chosen],
+            operation,
+            qemu=lambda: running_qemu.version_of(domain),
+            plain_text=settings.accept_plain_text,
+        )
+    disk_safety.refuse_firmware(configured, restore)

@@ -24,6 +24,15 @@ def choose_disks(domain: xml.Domain, patterns: t.Sequence[str]) -> tuple[xml.Dis
     return tuple(disk for disk in domain.disks if disk.device == "disk" and policy.is_written(disk))
 
 
+def left_out(domain: xml.Domain) -> list[dict[str, str]]:
+    """Disks that a guest writes and that are not copied unless named: target and why."""
+    return [
+        {"target": disk.target, "reason": f"It is a device of the host (device='{disk.device}')."}
+        for disk in domain.disks
+        if policy.is_written(disk) and disk.device != "disk"
+    ]
+
+
 def refuse_disks(
     domain: xml.Domain,
     disks: t.Sequence[xml.Disk],

@@ -60,6 +60,7 @@ def _entry(outcome: Outcome) -> Result:
         "consistency": outcome.consistency,
         "freeze": {**dataclasses.asdict(outcome.freeze), "seconds": _rounded(outcome.freeze)},
         "disks": [_disk(disk) for disk in outcome.disks],
+        "left_out": outcome.left_out,
         "removed": [encodable(path) for path in outcome.removed],
         "recovered": outcome.recovered,
         "seconds": {stage: round(took, 2) for stage, took in outcome.seconds.items()},
@@ -83,12 +84,18 @@ def _line(outcome: Outcome, *, check_mode: bool) -> str:
     if outcome.error is not None:
         return f"{name}: failed. {outcome.error}"
     more = f" {len(outcome.removed)} old versions removed." if outcome.removed else ""
+    plain = ", ".join(disk.target for disk in outcome.disks if disk.plain_text)
+    if plain:
+        more = f" Encrypted, and copied as plain text: {plain}.{more}"
+    if outcome.left_out:
+        left = ", ".join(disk["target"] for disk in outcome.left_out)
+        more = f" Not copied, as a device of the host: {left}.{more}"
     if outcome.status in ("skipped", "unchanged"):
         return f"{name}: {outcome.status}. {outcome.reason}{more}"
     disks = ", ".join(disk.target for disk in outcome.disks)
     if check_mode:
         size = sum(disk.allocated_bytes for disk in outcome.disks) / _MIB
-        return f"{name}: {disks} to be copied, {size:.1f} MiB before compression."
+        return f"{name}: {disks} to be copied, {size:.1f} MiB before compression.{more}"
     size = sum(disk.copy_bytes for disk in outcome.disks) / _MIB
     how = {
         "off": "shut off",

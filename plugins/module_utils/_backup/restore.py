@@ -10,7 +10,11 @@ import os
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._backup import clone
 from ansible_collections.thinvirt.kvm.plugins.module_utils._backup.copy import copy_small
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import xml
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import (
+    disk_safety,
+    known_disk,
+    xml,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Hypervisor
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     HypervisorError,
@@ -66,6 +70,7 @@ class Restore:
     :param folder: for its disks.
     :param keep_uuid: for one that takes the place of the old one.
     :param keep_macs: likewise.
+    :param accept_plain_text: disks may be plain text where the original's are encrypted.
     """
 
     hypervisor: Hypervisor
@@ -74,6 +79,7 @@ class Restore:
     folder: str
     keep_uuid: bool
     keep_macs: bool
+    accept_plain_text: bool
     min_free_bytes: int
     timeout: float
     check_mode: bool
@@ -118,6 +124,7 @@ class Restore:
                 )
             outcome.uuid, outcome.reason = existing.uuid, "It was restored before."
             return outcome
+        self._refuse_unsafe(manifest, outcome)
         self._refuse_uuid(manifest)
         self._refuse_files(version, manifest, outcome)
         outcome.changed = True
@@ -134,6 +141,14 @@ class Restore:
             if guest.name == self.name:
                 return xml.parse_domain(guest.configured_xml(with_secrets=False))
         return None
+
+    def _refuse_unsafe(self, manifest: Manifest, outcome: Outcome) -> None:
+        """Refuse what the copies would not be the same with; see ``known_disk``."""
+        operation = known_disk.RESTORE if manifest.is_of_running else known_disk.RESTORE_IMAGE
+        disk_safety.refuse_disks(
+            manifest.xml, outcome.disks, operation, plain_text=self.accept_plain_text
+        )
+        disk_safety.refuse_firmware(manifest.xml, operation)
 
     def _refuse_uuid(self, manifest: Manifest) -> None:
         if not self.keep_uuid:

@@ -49,6 +49,7 @@ class DiskOutcome:
     """One disk, and its copy.
 
     :param allocated_bytes: what it takes on the host: the size that is to be expected at most.
+    :param plain_text: the disk is encrypted, and its copy is not.
     """
 
     target: str
@@ -59,6 +60,7 @@ class DiskOutcome:
     sha256: str = ""
     copy_bytes: int = 0
     compared: bool = False
+    plain_text: bool = False
 
 
 @dataclasses.dataclass
@@ -67,6 +69,7 @@ class Outcome:
 
     :param status: ``done``, ``unchanged``, ``skipped`` or ``failed``.
     :param version: the folder of the newest version; empty if there is none (check mode).
+    :param left_out: disks that the guest writes and that were not meant: target and why.
     """
 
     guest: Guest
@@ -78,6 +81,7 @@ class Outcome:
     consistency: str = ""
     freeze: Freeze = dataclasses.field(default_factory=Freeze)
     disks: list[DiskOutcome] = dataclasses.field(default_factory=list)
+    left_out: list[dict[str, str]] = dataclasses.field(default_factory=list)
     removed: list[str] = dataclasses.field(default_factory=list)
     recovered: str = ""
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -96,6 +100,7 @@ class Settings:
     :param keep: so many copies of each disk stay; 0 for all.
     :param scratch_dir: where the scratch files go; empty for the folder of the first image.
     :param with_secrets: put passwords into the manifest.
+    :param accept_plain_text: copies of encrypted disks may be plain text.
     :param bandwidth_bytes: read no more than so many a second of a running domain's disk; 0: all.
     :param parallel: so many domains are backed up at once.
     :param request: what the copies are to be like, and their bounds.
@@ -110,6 +115,7 @@ class Settings:
     keep: int
     scratch_dir: str
     with_secrets: bool
+    accept_plain_text: bool
     bandwidth_bytes: int
     parallel: int
     request: Request
@@ -356,8 +362,7 @@ class Work:
             freeze=dataclasses.asdict(self.outcome.freeze),
             xml=configuration,
             with_secrets=self.settings.with_secrets,
-            verified="qemu-img check; qemu-img compare with "
-            + ("the exported snapshot" if self.outcome.running else "the images"),
+            verified=archive_manifest.verified(of_running=self.outcome.running),
             versions={
                 "libvirt": ".".join(map(str, versions.libvirt)),
                 "qemu": ".".join(map(str, versions.hypervisor)),

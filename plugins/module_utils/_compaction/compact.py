@@ -16,7 +16,14 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._compaction.outcome i
     Outcome,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._discard import trim
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import policy, restart, xml
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import (
+    disk_safety,
+    known_disk,
+    policy,
+    restart,
+    running_qemu,
+    xml,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import (
     Guest,
     Hypervisor,
@@ -214,6 +221,12 @@ class Compactor:
             moves = os.path.realpath(now) != os.path.realpath(done.path)
             live_policy.refuse_disk(live.name, running, moves=bool(now and done.path) and moves)
             _refuse_foreign(live.name, disk, done.path)
+            disk_safety.refuse_disks(
+                outcome.guest.live_xml(),
+                [disk.target],
+                known_disk.LIVE,
+                qemu=lambda: running_qemu.version_of(live),
+            )
             done.writes = WriteRate(outcome.guest, disk.target)
             done.outcome = estimate(
                 done.path,
@@ -282,6 +295,9 @@ class Compactor:
         try:
             done.path = self.hypervisor.disk_path(disk)
             _refuse_foreign(domain.name, disk, done.path)
+            disk_safety.refuse_disks(
+                guest.configured_xml(with_secrets=False), [disk.target], known_disk.COMPACT_OFF
+            )
             request = dataclasses.replace(self.request, image_format=disk.format or "raw")
             stages = Stages(report=progress_logger(done.path, self.log))
             if running:

@@ -13,6 +13,10 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import (
+    disk_safety,
+    known_disk,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.xml import (
     append_child,
     bus_of,
@@ -100,6 +104,7 @@ def move_disks(text: str, targets: t.Collection[str], bus: str) -> Moved:
     ]
     if not movers:
         return Moved(text, (), (), ())
+    disk_safety.refuse_disks(text, [mover.target for mover in movers], known_disk.BUS)
     for mover in movers:
         disk_bus_rules.refuse(tree, mover.element, bus)
     firsts = boot.first_devices(tree)

@@ -16,7 +16,13 @@ import secrets
 import typing as t
 import uuid
 
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import policy, save_folder, xml
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import (
+    disk_safety,
+    known_disk,
+    policy,
+    save_folder,
+    xml,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import (
     Guest,
     Hypervisor,
@@ -140,6 +146,10 @@ def plan(
     folder = convert.checked_folder(request.dest_dir)
     existing = _existing(hypervisor, request.name)
     nvram = rebuild_xml.nvram_path(now)
+    copies = _copies(hypervisor, domain, request.name, folder, check=existing is None)
+    if existing is None:
+        disk_safety.refuse_disks(now, [copy.target for copy in copies], known_disk.REBUILD)
+        disk_safety.refuse_firmware(now, known_disk.REBUILD)
     findings = rebuild_xml.shared(now, request.name)
     if rebuild_xml.firmware_has_variables(now):
         nvram = save_folder.nvram_file(hypervisor.local_uri(), old.name, nvram)
@@ -150,7 +160,7 @@ def plan(
         now=now,
         request=request,
         machine=machine,
-        copies=_copies(hypervisor, domain, request.name, folder, check=existing is None),
+        copies=copies,
         nvram=(nvram, _nvram_name(folder, request.name)) if os.path.exists(nvram) else ("", ""),
         findings=findings,
     )

@@ -170,7 +170,8 @@ def _set_source(disk: t.Any, path: str) -> None:
     for name in list(source.attrib):
         del source.attrib[name]
     for child in list(source):
-        remove_child(source, child)
+        if child.tag != "encryption":  # the copy is as the image is
+            remove_child(source, child)
     source.text = None
     source.set("file", path)
     for backing in disk.findall("backingStore"):  # the copy is whole

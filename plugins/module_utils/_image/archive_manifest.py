@@ -17,6 +17,8 @@ MADE_BY = "thinvirt.kvm.domain_backup"
 FORMAT = 1
 MAX_NUMBER = 1 << 53
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_VERIFIED = "qemu-img check; qemu-img compare with "
+_OF_RUNNING = _VERIFIED + "the exported snapshot"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -84,8 +86,18 @@ class Manifest:
     made_by: str = MADE_BY
     format: int = FORMAT
 
+    @property
+    def is_of_running(self) -> bool:
+        """Whether the copies are of what a running guest saw, not of the images."""
+        return self.verified == _OF_RUNNING
+
     def file(self, name: str) -> StoredFile:
         return next(file for file in self.files if file.name == name)
+
+
+def verified(*, of_running: bool) -> str:
+    """How the copies of a version were verified."""
+    return _OF_RUNNING if of_running else _VERIFIED + "the images"
 
 
 def parse_manifest(text: str | bytes) -> Manifest:
