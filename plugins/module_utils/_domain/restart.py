@@ -205,14 +205,16 @@ def _take_over(guest: Guest, saved: t.Mapping[str, xml.DiskSettings], timeout: f
             return guest.write_note(me(), saved=settings_text(saved))
         except BusyError as error:
             if time.monotonic() > deadline:
-                # Seen with libvirt 9.0: killed while a guest was started, it comes back with the
-                # job of that start, which nobody ends, and lets nobody destroy the domain either.
+                # Seen with libvirt 9.0: killed before it had started QEMU (pid='0' in its status
+                # file), it comes back with a job that nobody ends, after each restart.
                 raise BusyError(
                     f"A run that was killed left a note in domain {guest.name}, and libvirt was "
                     f"busy with this domain for more than {timeout:.0f} s; nothing was changed: "
                     f"{error.message}",
-                    remedy="Run the task again later. If libvirt never becomes free, restart "
-                    "libvirtd, which leaves guests running, and run the task again.",
+                    remedy="Run the task again later. If libvirt never becomes free and no QEMU of "
+                    "this domain runs, libvirtd was killed while it started one and does not "
+                    "forget it: stop libvirtd, move its status file away (/run/libvirt/qemu/"
+                    f"{guest.name}.xml), start libvirtd, and run the task again.",
                 ) from error
         time.sleep(_BUSY_PAUSE_SECONDS)
 

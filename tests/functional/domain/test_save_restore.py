@@ -8,6 +8,8 @@ whether its memory was kept. Guests that work and write are in tests/live.
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from xml.etree import ElementTree
 
@@ -101,8 +103,6 @@ def test_killed_and_started_by_hand(lab, guest):
 #: libvirtd died while QEMU had written all: QEMU saves no more until its guest has run, and libvirt
 #: does not resume one that was paused on purpose. One that ran, it does.
 PAUSED_FOR_GOOD = "paused due to previous migration"
-#: libvirtd 9.0 died while it started QEMU: one in eight comes back with a job that nobody ends.
-BUSY_FOR_GOOD = "restart libvirtd, which leaves guests running"
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.2, 0.5])
@@ -113,9 +113,9 @@ def test_libvirtd_is_killed_meanwhile(lab, guest, delay):
     run_module("domain_discard", patience=400, **given)
     thread.join()
     again = run_module("domain_discard", patience=400, **given)
-    if BUSY_FOR_GOOD in again.get("msg", ""):
-        kill_libvirtd(lab)
-        start_libvirtd(lab)
+    if "libvirt was busy" in again.get("msg", ""):
+        assert "pid='0'" in status_file(lab, guest).read_text()
+        forget_start(lab, guest)
         again = run_module("domain_discard", **given)
     if PAUSED_FOR_GOOD in again.get("msg", ""):
         assert "nothing was changed" in again["msg"]
@@ -125,6 +125,43 @@ def test_libvirtd_is_killed_meanwhile(lab, guest, delay):
     assert not again["failed"], again["msg"]
     assert f"detect_zeroes='{given['detect_zeroes']}'" in guest.xml()
     assert guest.state() == "paused"
+    assert_nothing_left(lab, guest)
+
+
+def status_file(lab, guest):
+    """What libvirtd knows of a guest that runs, for the next libvirtd."""
+    return lab.state / "run" / "qemu" / f"{guest.name}.xml"
+
+
+def forget_start(lab, guest):
+    """Do what the message tells."""
+    kill_libvirtd(lab)
+    status_file(lab, guest).unlink()
+    start_libvirtd(lab)
+
+
+@pytest.mark.slow("libvirt lets everybody wait 30 s for a job that nobody ends")
+def test_libvirtd_was_killed_before_it_started_qemu(lab, guest):
+    """The same as made by chance above: with libvirt 9.0, once in ten runs on a machine at work."""
+    given = kill_at(lab, guest, "managedSaveDefineXML", AFTER)
+    lab.virsh("start", guest.name)
+    path = status_file(lab, guest)
+    kill_libvirtd(lab)
+    status = ElementTree.fromstring(path.read_text())
+    os.kill(int(status.get("pid")), signal.SIGKILL)
+    status.set("pid", "0")
+    status.set("state", "paused")
+    status.set("reason", "starting up")
+    for vcpu in status.find("vcpus"):
+        status.find("vcpus").remove(vcpu)
+    job = {"type": "none", "async": "start", "flags": "0x0", "asyncStarted": "1795967457157"}
+    status.append(ElementTree.Element("job", job))
+    path.write_text(ElementTree.tostring(status, encoding="unicode"))
+    start_libvirtd(lab)
+    result = run_module("domain_discard", timeout=1, **given)
+    assert_explains(result, guest.name, "libvirt was busy", f"/run/libvirt/qemu/{guest.name}.xml")
+    forget_start(lab, guest)
+    assert not run_module("domain_discard", **given)["failed"]
     assert_nothing_left(lab, guest)
 
 
