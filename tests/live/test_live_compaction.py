@@ -174,7 +174,7 @@ def test_a_guest_that_loses_its_power_has_all_that_was_acknowledged(loaded):
         loaded.write_zeros()
         given = {"uri": loaded.lab.uri, "domains": ["loaded"], "disks": ["sdb"], **WISH}
         process = start(module="domain_compact", power="live", trim=False, **given)
-        wait_for(lambda: any("-journal" in name for name in leftovers(loaded.path.parent)))
+        wait_for(lambda: any("journal" in name for name in leftovers(loaded.path.parent)))
         seconds = chance.uniform(0, 4)
         time.sleep(seconds)
         os.kill(pid_of(loaded.guest, loaded.lab.state), signal.SIGKILL)

@@ -40,6 +40,9 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.progress impor
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_img import QemuImg
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import Stages
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.extents import file_usage
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.trust import (
+    refuse_exchangeable,
+)
 
 _NVRAM = "nvram.fd"
 
@@ -177,7 +180,9 @@ class Work:
             self.guest.refuse_no_backup(self.domain)
             if not self.outcome.recovered:
                 backup_job.refuse_busy(self.guest, self.chosen)
-            self._room(self.scratch_parent()).check()
+            parent = self.scratch_parent()
+            refuse_exchangeable(parent)
+            self._room(parent).check()
         else:
             if self._is_unchanged():
                 self._remove_surplus(fresh=0)

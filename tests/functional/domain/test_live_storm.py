@@ -81,7 +81,7 @@ class Storm:
 
     def begun(self) -> bool:
         found = (name for folder in self.folders for name in leftovers(folder))
-        return any(name.endswith("-journal") for name in found)
+        return any(name.startswith("journal of ") for name in found)
 
     def left(self):
         """What the journal says, or the journals."""

@@ -141,6 +141,22 @@ def test_other_modules_refuse_it_as_well(lab, guest, tmp_path, module):
     assert not result["failed"], result["msg"]
 
 
+def test_scratch_files_go_to_no_folder_of_somebody_else(lab, guest, tmp_path):
+    folder = path_of(lab, guest).parent
+    for name in ("backup", "scratch"):
+        (tmp_path / name).mkdir()
+    os.chown(folder, NOBODY, -1)
+    lab.virsh("start", guest.name, "--paused")
+    for check in (True, False):
+        result = backup(lab, tmp_path / "backup", guest.name, check=check)
+        assert_explains(result, EXCHANGE, str(folder), "nothing was changed")
+        assert os.listdir(tmp_path / "backup") == []
+    scratch = str(tmp_path / "scratch")
+    made = entry(backup(lab, tmp_path / "backup", guest.name, scratch_dir=scratch))
+    assert made["changed"]
+    assert os.listdir(scratch) == []
+
+
 def nowhere_but_root(version, change):
     """What makes a version one that another user could have written."""
     disk, manifest = Path(version, "sda.qcow2"), Path(version, "manifest.json")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import host_xml
 import pytest
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import journal_path
 from compact_lab import (
     MIB,
     allocated,
@@ -252,9 +253,8 @@ def test_it_cannot_start_while_holes_are_dug(lab, define, tmp_path):
     prefix = ("strace", "-qq", "-o", "/dev/null", "-e", "trace=fallocate")
     prefix += ("-e", "inject=fallocate:delay_enter=5000000:when=1")
     process = start(path, uri=lab.uri, method="punch", prefix=prefix)
-    wait_for(
-        lambda: any(b"punch" in (tmp_path / name).read_bytes() for name in leftovers(tmp_path))
-    )
+    journal = Path(journal_path(str(path)))
+    wait_for(lambda: journal.exists() and b"punch" in journal.read_bytes())
     # It stops once strace lets it go on: QEMU may take longer to start than any delay.
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
     os.kill(int(children), signal.SIGSTOP)
