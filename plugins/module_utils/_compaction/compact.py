@@ -217,9 +217,7 @@ class Compactor:
                     "was changed.",
                     remedy="Leave it out of disks until the domain is shut off.",
                 )
-            now = self.hypervisor.disk_path(running)
-            moves = os.path.realpath(now) != os.path.realpath(done.path)
-            live_policy.refuse_disk(live.name, running, moves=bool(now and done.path) and moves)
+            live_policy.refuse_disk(live.name, running)
             _refuse_foreign(live.name, disk, done.path)
             disk_safety.refuse_disks(
                 outcome.guest.live_xml(),
@@ -227,6 +225,9 @@ class Compactor:
                 known_disk.LIVE,
                 qemu=lambda: running_qemu.version_of(live),
             )
+            now = self.hypervisor.disk_path(running)
+            if now and os.path.realpath(now) != os.path.realpath(done.path):
+                live_policy.refuse_moved(live.name, disk.target)
             done.writes = WriteRate(outcome.guest, disk.target)
             done.outcome = estimate(
                 done.path,

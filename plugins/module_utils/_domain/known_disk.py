@@ -214,7 +214,7 @@ KNOWN: t.Mapping[str, Rule] = {
     **_rules(
         "mirror",
         changed=_RESTORE,
-        refused=(BACKUP, LIVE),
+        refused=(LIVE,),
         why="has a block job at work",
         remedy="Wait for that to end, or end it (virsh blockjob --abort).",
     ),

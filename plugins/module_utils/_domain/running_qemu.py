@@ -37,9 +37,15 @@ def _is_of(domain: Domain, proc: str) -> bool:
     """Whether every process that looks like the domain's QEMU has the emulator as it is now."""
     same = []
     for entry in filter(str.isdigit, os.listdir(proc)):
-        with contextlib.suppress(OSError):
-            with open(f"{proc}/{entry}/cmdline", "rb") as file:
-                argv = os.fsdecode(file.read()).split("\0")
-            if ("-uuid", domain.uuid) in zip(argv, argv[1:]):
-                same.append(os.path.samefile(f"{proc}/{entry}/exe", domain.emulator))
+        argv: list[str] = []
+        with contextlib.suppress(OSError), open(f"{proc}/{entry}/cmdline", "rb") as file:
+            argv = os.fsdecode(file.read()).split("\0")
+        if ("-uuid", domain.uuid) in zip(argv, argv[1:]):
+            same.append(_is_same(f"{proc}/{entry}/exe", domain.emulator))
     return bool(same) and all(same)
+
+
+def _is_same(executable: str, emulator: str) -> bool:
+    with contextlib.suppress(OSError):  # it was removed
+        return os.path.samefile(executable, emulator)
+    return False

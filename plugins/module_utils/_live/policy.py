@@ -79,11 +79,10 @@ def refuse_domain(name: str, *, persistent: bool, accept_transient: bool, busy: 
         )
 
 
-def refuse_disk(name: str, disk: Disk, *, moves: bool) -> None:
+def refuse_disk(name: str, disk: Disk) -> None:
     """Refuse a disk for what the domain's XML says of it.
 
     :param disk: as it is in the running domain.
-    :param moves: it is another file at the domain's next start.
     """
     where = f"disk {disk.target} of domain {name}"
     if not is_written(disk) or disk.device != "disk":
@@ -112,12 +111,15 @@ def refuse_disk(name: str, disk: Disk, *, moves: bool) -> None:
             f"has settings that would be lost ({', '.join(disk.details)})",
             _CYCLE,
         )
-    if moves:
-        raise _refused(
-            where,
-            "is another file at the domain's next start",
-            "Shut the domain down and start it, or correct its configuration.",
-        )
+
+
+def refuse_moved(name: str, target: str) -> None:
+    """Refuse a disk that is another file at the domain's next start."""
+    raise _refused(
+        f"disk {target} of domain {name}",
+        "is another file at the domain's next start",
+        "Shut the domain down and start it, or correct its configuration.",
+    )
 
 
 def refuse_image(path: str, header: ImageHeader) -> None:

@@ -40,8 +40,8 @@ DISK = Disk(
 
 
 def test_a_plain_disk_is_not_refused():
-    policy.refuse_disk("d", DISK, moves=False)
-    policy.refuse_disk("d", dataclasses.replace(DISK, source_type="volume"), moves=False)
+    policy.refuse_disk("d", DISK)
+    policy.refuse_disk("d", dataclasses.replace(DISK, source_type="volume"))
     policy.refuse_domain("d", persistent=True, accept_transient=False, busy=False)
     policy.refuse_domain("d", persistent=False, accept_transient=True, busy=False)
     policy.refuse_host(Versions((7, 0, 0), (5, 2, 0), "QEMU"))
@@ -64,7 +64,7 @@ def test_a_plain_disk_is_not_refused():
 )
 def test_disks_that_are_refused(change, word):
     with pytest.raises(RefusedError) as caught:
-        policy.refuse_disk("d", dataclasses.replace(DISK, **change), moves=False)
+        policy.refuse_disk("d", dataclasses.replace(DISK, **change))
     assert word in caught.value.message
     assert "disk vda of domain d" in caught.value.message
     assert "nothing was changed" in caught.value.message
@@ -95,7 +95,7 @@ def test_bitmaps_would_miss_what_the_guest_writes(bitmaps, refused):
 
 def test_a_disk_that_moves_is_refused():
     with pytest.raises(RefusedError, match="another file"):
-        policy.refuse_disk("d", DISK, moves=True)
+        policy.refuse_moved("d", "vda")
 
 
 @pytest.mark.parametrize(
