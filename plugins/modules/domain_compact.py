@@ -136,7 +136,11 @@ notes:
     on with. Where it does not, O(state=recovered) refuses, changes nothing, and says how to choose.
   - A guest that has not powered off within O(shutdown_timeout) may do so later. It has a note in
     its metadata, and the next run of this module or of M(thinvirt.kvm.domain_discard) starts it
-    then, also if somebody has turned it off on purpose meanwhile.
+    if it has shut down within five minutes of that time. Whoever shuts it down just then removes
+    the note, or finds it started.
+  - A note is heeded for 24 hours, and not at all once somebody has started the guest or turned it
+    off by force since. The log of the domain's QEMU tells, so it can only be told in part where
+    that cannot be read.
 seealso:
   - module: thinvirt.kvm.image_compact
   - module: thinvirt.kvm.domain_trim

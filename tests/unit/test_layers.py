@@ -25,7 +25,8 @@ LAYERS = {
     "_guest": {"_image", "_storage"},
     "_metrics": {"_storage"},
 }
-WITH_LIBVIRT = {"connection.py", "blockjob.py", "backup_calls.py", "host_calls.py"}
+CALLS = ("backup_calls", "host_calls", "start_calls")
+WITH_LIBVIRT = {f"{name}.py" for name in ("connection", "blockjob", *CALLS)}
 
 
 def imported(file):

@@ -138,7 +138,7 @@ class Compactor:
         finally:
             # Its image comes first: a killed run may have left a journal of that as well.
             if outcome.forgotten and not self.check_mode:
-                restart.start_forgotten(guest)
+                outcome.restarted = restart.start_forgotten(guest)
 
     def _compact(self, outcome: Outcome, configured: xml.Domain) -> None:
         guest = outcome.guest

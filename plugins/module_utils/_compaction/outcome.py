@@ -40,7 +40,8 @@ class Outcome:
     :param status: ``done``, ``skipped`` or ``failed``.
     :param recovered: what killed runs had left of its disks while it ran, and what became of it.
     :param trimmed_bytes: what the guest's own trim gave back first; None if it was not asked to.
-    :param forgotten: a run that was killed has left it shut down.
+    :param forgotten: a run that was killed has left it shut down, or a note that it may be.
+    :param restarted: what became of that.
     :param downtime_seconds: how long a guest was off that ran before; None if it was not.
     """
 
@@ -51,6 +52,7 @@ class Outcome:
     recovered: list[str] = dataclasses.field(default_factory=list)
     trimmed_bytes: int | None = None
     forgotten: bool = False
+    restarted: str = ""
     downtime_seconds: float | None = None
     error: ThinvirtError | None = None
 

@@ -59,7 +59,10 @@ def _entry(outcome: Outcome) -> Result:
 
 
 def _recovered(outcome: Outcome) -> list[str]:
-    return [*outcome.recovered, *([restart.STARTED] if outcome.forgotten else [])]
+    return [
+        *outcome.recovered,
+        *([outcome.restarted or restart.STARTED] if outcome.forgotten else []),
+    ]
 
 
 def _live(disk: DiskOutcome) -> Result:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The file that talks to libvirt, with its parts ``blockjob``, ``backup_calls``, ``host_calls``.
+"""The file that talks to libvirt, with its parts ``blockjob`` and ``*_calls``.
 
 A module opens one :class:`Hypervisor`, works on as many :class:`Guest` objects as
 it likes, and closes it.  Every libvirt error becomes a :class:`HypervisorError` or an
@@ -12,8 +12,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import time
 import typing as t
 
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import save_folder
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.backup_calls import (
     BackupCalls,
 )
@@ -32,6 +34,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.select import
     refuse_duplicates,
     select,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.start_calls import StartCalls
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.xml import (
     NOTE_NAMESPACE,
     Disk,
@@ -93,7 +96,7 @@ class State:
     paused_on_purpose: bool
 
 
-class Guest(DiskJobs, BackupCalls):
+class Guest(DiskJobs, BackupCalls, StartCalls):
     """One domain on an open connection.  Safe to use from several threads."""
 
     def __init__(self, domain: t.Any, uri: str) -> None:
@@ -167,7 +170,8 @@ class Guest(DiskJobs, BackupCalls):
         :param saved: see :attr:`.xml.Domain.saved_note`.
         :raises BusyError: that takes longer than libvirt is ready to wait (30 s).
         """
-        self._set_note(note_element(text, saved=saved))
+        started = save_folder.log_of(self.uri, self.name).started
+        self._set_note(note_element(text, saved=saved, since=int(time.time()), started=started))
 
     def remove_note(self) -> None:
         self._set_note(None)

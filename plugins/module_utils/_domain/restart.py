@@ -16,7 +16,12 @@ import os
 import time
 import typing as t
 
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import power, xml
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import (
+    left_off,
+    power,
+    save_folder,
+    xml,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Guest
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     BusyError,
@@ -36,6 +41,7 @@ _BUSY_PAUSE_SECONDS = 1.0
 _Result = t.TypeVar("_Result")
 
 STARTED = "A run that was killed had shut it down; it was started again."
+_RUNS = "A run had left a note to start it; it runs, and the note was removed."
 
 
 @contextlib.contextmanager
@@ -45,13 +51,14 @@ def shut_down_meanwhile(guest: Guest, *, timeout: int, expect_agent: bool) -> t.
     :param timeout: seconds for the shutdown, and again for the agent to come back.
     :param expect_agent: the guest had an agent before, so wait for it afterwards.
     :raises RefusedError: it did not power off; it still runs.  The note stays, as the guest may
-        do so later.
+        do so later; see ``left_off``.
     :raises HypervisorError: it does not start again.
     :raises AgentError: it was started, and its agent does not answer.
     """
-    guest.write_note(me())
+    guest.write_note(asking(timeout))
     try:
         power.shut_down(guest, timeout)
+        guest.write_note(me())  # from now on it is off for our work
         yield
     finally:
         with signals_wait():
@@ -173,25 +180,55 @@ def is_forgotten(domain: xml.Domain) -> bool:
     return True
 
 
-def start_forgotten(guest: Guest, *, timeout: float = 300) -> None:
+def start_forgotten(guest: Guest, *, timeout: float = 300) -> str:
     """Start a guest that a killed run had shut down or saved, unless somebody has; remove the note.
 
     :param timeout: seconds that libvirt may take to end what the killed run had asked for.
+    :returns: what was found and done, in a sentence.
     :raises HypervisorError: the guest does not start.
     """
-    saved = _saved_settings(guest)
+    noted = xml.parse_domain(guest.configured_xml(with_secrets=False))
+    saved = parse_settings(noted.saved_note)
     _take_over(guest, saved, timeout)
+    said = STARTED
     if guest.is_active():
         drop_stale_state(guest, saved)
+        said = _RUNS
+    elif why := why_left_off(guest, noted):
+        said = left_alone(why)
     elif saved:
         resume(guest, saved)
     else:
         _start(guest)
     guest.remove_note()
+    return said
 
 
-def _saved_settings(guest: Guest) -> dict[str, xml.DiskSettings]:
-    return parse_settings(xml.parse_domain(guest.configured_xml(with_secrets=False)).saved_note)
+def why_left_off(guest: Guest, noted: xml.Domain) -> str:
+    """Why a guest that is off and has a note is not started, in half a sentence; empty if it is.
+
+    :param noted: its configuration as it was found.
+    """
+    note = left_off.Note(
+        since=noted.note_since,
+        until=left_off.until_of(noted.restart_note),
+        started=noted.note_started,
+        saved=bool(noted.saved_note),
+    )
+    if not note.since:  # of an earlier release, which noted nothing that could be compared
+        return ""
+    return left_off.why_not(
+        note,
+        save_folder.log_of(guest.uri, guest.name),
+        reason=guest.why_off(),
+        has_saved_state=guest.has_managed_save(),
+        now=time.time(),
+    )
+
+
+def left_alone(why: str) -> str:
+    """What people are told of a guest that is left off."""
+    return f"A run had left a note to start it; {why}: it was left off, and the note was removed."
 
 
 def _take_over(guest: Guest, saved: t.Mapping[str, xml.DiskSettings], timeout: float) -> None:
@@ -301,6 +338,8 @@ def _start(guest: Guest) -> None:
     try:
         guest.start()
     except HypervisorError as error:
+        with contextlib.suppress(HypervisorError):
+            guest.write_note(me())  # what was tried in vain is no start by somebody else
         raise HypervisorError(
             f"Domain {guest.name} was shut down for this work and does not start again: "
             f"{error.message}",
@@ -314,9 +353,14 @@ def me() -> str:
     return f"{pid} {_began(pid)}"
 
 
+def asking(timeout: int) -> str:
+    """:func:`me`, while a guest is asked to shut down; it may obey a little later than in time."""
+    return f"{me()} until={int(time.time()) + timeout + left_off.OBEY_SECONDS}"
+
+
 def is_alive(note: str) -> bool:
     """Whether the process that :func:`me` has named is at work."""
-    pid, _blank, began = note.partition(" ")
+    pid, _blank, began = note.partition(" until=")[0].partition(" ")
     return pid.isdecimal() and bool(began) and _began(int(pid)) == began
 
 

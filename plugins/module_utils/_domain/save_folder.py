@@ -15,6 +15,7 @@ import struct
 import typing as t
 import urllib.parse
 
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import left_off
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     RefusedError,
     ThinvirtError,
@@ -25,6 +26,8 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.filesystem i
 )
 
 _SYSTEM = "/var/lib/libvirt"
+_LOGS = "/var/log/libvirt/qemu"
+_MAX_LOG_BYTES = 4 << 20
 _UCRED = struct.Struct("3i")  # pid, uid, gid: man 7 unix, SO_PEERCRED
 
 
@@ -79,6 +82,22 @@ def nvram_file(uri: str, name: str, named: str) -> str:
     chosen, its_name = (f"{os.path.dirname(each)}/nvram/{name}_VARS.fd" for each in (saved, folder))
     path = chosen if named in ("", its_name) else named
     return path if os.path.isfile(path) else ""
+
+
+def log_of(uri: str, name: str) -> left_off.Log:
+    """What libvirt's log of a domain's QEMU has last; nothing if it can't be read.
+
+    Only of the system's daemon, and mostly only for root.
+    """
+    try:
+        path, folder = locate(uri)
+        if not folder.startswith(_SYSTEM):
+            return left_off.Log()
+        with open(f"{path[: -len(folder)]}{_LOGS}/{name}.log", "rb") as file:
+            file.seek(-min(_MAX_LOG_BYTES, os.fstat(file.fileno()).st_size), os.SEEK_END)
+            return left_off.parse_log(file.read(_MAX_LOG_BYTES).decode(errors="replace"))
+    except (RefusedError, OSError):
+        return left_off.Log()
 
 
 def file_system(uri: str) -> tuple[FileSystem, str]:

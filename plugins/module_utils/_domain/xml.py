@@ -92,6 +92,8 @@ class Domain:
     :param restart_note: the process that has shut the guest down for its work; see ``restart``.
     :param saved_note: JSON of the disk settings that the guest ran with when that process saved
         it instead, empty if it did not; see ``save_restore``.
+    :param note_since: when that was noted, seconds since the epoch; 0 if not said.
+    :param note_started: when its QEMU had been started by then, see ``left_off``; empty if unknown.
     :param emulator: path of QEMU.
     :param nvram: file with the variables of its firmware; empty if it has none.
     """
@@ -108,6 +110,8 @@ class Domain:
     on_poweroff: str = "destroy"
     restart_note: str = ""
     saved_note: str = ""
+    note_since: int = 0
+    note_started: str = ""
     emulator: str = ""
     nvram: str = ""
 
@@ -178,6 +182,8 @@ def parse_domain(text: str) -> Domain:
         on_poweroff=_text(parts, "on_poweroff") or "destroy",
         restart_note=note.get("process", "") if note is not None else "",
         saved_note=note.get("saved", "") if note is not None else "",
+        note_since=(_number(note.get("since")) or 0) if note is not None else 0,
+        note_started=note.get("started", "") if note is not None else "",
         emulator=next((e.text or "" for e in devices.get("emulator", ())), ""),
         nvram=_nvram(parts["os"]) if "os" in parts else "",
     )
@@ -281,11 +287,12 @@ def _canonical(tree: t.Any) -> str:
     return t.cast(str, etree.canonicalize(serialize(tree), strip_text=True))
 
 
-def note_element(process: str, *, saved: str = "") -> str:
+def note_element(process: str, *, saved: str = "", since: int = 0, started: str = "") -> str:
     """The element of our own for a domain's metadata, see :attr:`Domain.restart_note`."""
     element = etree.Element("restart", process=process)
-    if saved:
-        element.set("saved", saved)
+    for name, value in (("saved", saved), ("since", str(since or "")), ("started", started)):
+        if value:
+            element.set(name, value)
     return str(etree.tostring(element, encoding="unicode"))
 
 

@@ -24,7 +24,12 @@ import re
 import time
 import typing as t
 
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import agent, power, restart, xml
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import (
+    agent,
+    power,
+    restart,
+    xml,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import (
     Guest,
     Hypervisor,
@@ -196,8 +201,15 @@ class Trial:
         :raises ThinvirtError: it does not come back.
         """
         record = left.record if left.killed else None
+        noted = xml.parse_domain(self.guest.configured_xml(with_secrets=False))
         self.guest.write_note(restart.me())  # libvirt may still be at work for the killed run
         active = self.guest.is_active()
+        if not active and (why := restart.why_left_off(self.guest, noted)):
+            if record is not None:
+                with signals_wait():
+                    self._old_configuration(record, self.guest.configured_xml(with_secrets=True))
+            self.guest.remove_note()
+            return f"{restart.left_alone(why)} It is on its old bus."
         if record is None:
             if not active:
                 self._start()
@@ -280,9 +292,10 @@ class Trial:
 
         A guest without an agent may be up all the same, and obeys ACPI then.
         """
-        restart.patiently(self.guest, lambda: self.guest.write_note(restart.me()))
+        timeout = min(self.shutdown_timeout, _GRACE_SECONDS)
+        restart.patiently(self.guest, lambda: self.guest.write_note(restart.asking(timeout)))
         try:
-            power.shut_down(self.guest, min(self.shutdown_timeout, _GRACE_SECONDS))
+            power.shut_down(self.guest, timeout)
         except RefusedError:
             with signals_wait():
                 self.guest.destroy()

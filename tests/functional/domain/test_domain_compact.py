@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -180,7 +181,8 @@ def test_a_guest_that_does_not_power_off_is_left_running_and_not_forgotten(lab, 
     assert_explains(result, "did not power off within 2 s", "left running")
     assert (guest.state(), blocks(guest)) == ("paused", before)
 
-    guest.destroy()  # as if it had obeyed in the end
+    lab.virsh("qemu-monitor-command", guest.name, "--hmp", "quit")  # as if it had obeyed in the end
+    wait_for(lambda: guest.state() == "shut off")
     result = compact(lab, guest.name)
     assert result["changed"]
     assert "started again" in result["domains"][0]["recovered"]
@@ -451,3 +453,57 @@ def test_stopped_while_the_guest_is_off_it_is_started_again(lab, domain):
 @pytest.mark.parametrize("parallel", [0, 6])
 def test_too_many_at_once(lab, domain, parallel):
     assert_explains(compact(lab, domain().name, parallel=parallel), "between 1 and 5")
+
+
+@pytest.fixture
+def killed_while_off(lab, domain):
+    """A guest that is off because of a run that was killed."""
+    guest = domain()
+    lab.virsh("start", guest.name, "--paused")
+    with rewriting(lab, [guest.name], power="cycle") as process:
+        wait_for(lambda: has_note(guest))
+        guest.destroy()  # as if it had obeyed
+        hold(process, 1)
+        wait_for(lambda: " until=" not in guest.xml(inactive=True))
+        process.kill()
+        process.communicate()
+    assert (guest.state(), has_note(guest)) == ("shut off", True)
+    return guest
+
+
+def test_a_guest_without_a_system_is_started_by_the_next_run_too(lab, killed_while_off):
+    result = compact(lab, killed_while_off.name)
+    assert "started again" in result["domains"][0]["recovered"]
+    assert (killed_while_off.state(), has_note(killed_while_off)) == ("running", False)
+
+
+def test_what_was_started_and_turned_off_since_stays_off(lab, killed_while_off):
+    guest = killed_while_off
+    lab.virsh("start", guest.name)
+    lab.virsh("destroy", guest.name)
+    result = compact(lab, guest.name)
+    assert "somebody has started it since" in result["domains"][0]["recovered"]
+    assert (guest.state(), has_note(guest)) == ("shut off", False)
+
+
+def test_a_guest_that_was_turned_off_after_it_had_refused_stays_off(lab, domain):
+    guest = domain()
+    lab.virsh("start", guest.name)
+    result = compact(lab, guest.name, power="cycle", shutdown_timeout=1)
+    assert_explains(result, "did not power off within 1 s")
+    assert (guest.state(), has_note(guest)) == ("running", True)
+    guest.destroy()
+    assert "turned it off since" in compact(lab, guest.name)["domains"][0]["recovered"]
+    assert (guest.state(), has_note(guest)) == ("shut off", False)
+
+
+def test_a_note_expires(lab, killed_while_off):
+    guest = killed_while_off
+    text = guest.xml(inactive=True)
+    (since,) = re.findall(r"since='(\d+)'|since=\"(\d+)\"", text)
+    now = int("".join(since))
+    path = lab.state / "tmp" / "expired.xml"
+    path.write_text(text.replace(str(now), str(now - 25 * 3600)))
+    lab.virsh("define", str(path))
+    assert "24 hours ago" in compact(lab, guest.name)["domains"][0]["recovered"]
+    assert (guest.state(), has_note(guest)) == ("shut off", False)
