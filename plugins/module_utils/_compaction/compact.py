@@ -22,6 +22,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import (
     policy,
     restart,
     running_qemu,
+    startable,
     xml,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import (
@@ -156,6 +157,7 @@ class Compactor:
         worth_it = any(disk.outcome and disk.outcome.changed for disk in planned)
         if worth_it:
             restart.refuse_no_return(guest, configured, live)
+            startable.refuse(guest, guest.configured_xml(with_secrets=False))
         if self.check_mode or not worth_it:
             outcome.disks = planned
             outcome.reason = "" if self.check_mode else "Nothing is worth a shutdown."

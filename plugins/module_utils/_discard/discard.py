@@ -12,6 +12,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import (
     policy,
     redefine,
     restart,
+    startable,
     xml,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import (
@@ -193,6 +194,7 @@ class Setter:
             return
         if self.apply == "power_cycle":
             restart.refuse_no_return(guest, configured, live)
+            startable.refuse(guest, outcome.configured_xml)
             return
         outcome.new = savable.settings_to_apply(plan, live)
         outcome.old = {
@@ -222,6 +224,8 @@ class Setter:
         try:
             if outcome.forgotten:
                 self._recover(outcome, done)
+            if outcome.applies and self.apply == "power_cycle":  # hours may have passed
+                startable.refuse(outcome.guest, outcome.configured_xml)
             self._configure(outcome, outcome.plan, done)
             if outcome.applies:
                 self._apply(outcome, done)

@@ -23,6 +23,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import (
     agent,
     restart,
     save_folder,
+    startable,
     xml,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import (
@@ -56,6 +57,7 @@ def refuse(hypervisor: Hypervisor, guest: Guest, live: xml.Domain, live_xml: str
             f"{driver}, only by QEMU's; nothing was changed.",
             remedy="Use apply=power_cycle.",
         )
+    startable.refuse(guest, live_xml, boots=False)
     space, folder = save_folder.file_system(hypervisor.local_uri())
     state = guest.state()
     facts = savable.Facts(

@@ -28,6 +28,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import (
     agent,
     power,
     restart,
+    startable,
     xml,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import (
@@ -65,6 +66,7 @@ def refuse(guest: Guest, configured_xml: str, live_xml: str) -> None:
     :raises RefusedError: nothing was changed.
     """
     restart.refuse_no_return(guest, xml.parse_domain(configured_xml), xml.parse_domain(live_xml))
+    startable.refuse(guest, configured_xml)
     found = _DEVICE_NAME.search(xml.parse_tree(configured_xml).findtext("os/cmdline") or "")
     if found:
         raise RefusedError(
@@ -138,6 +140,7 @@ class Trial:
         """
         record: Record | None = None
         begin = time.monotonic()
+        startable.refuse(self.guest, now)
         try:
             with restart.shut_down_meanwhile(
                 self.guest, timeout=self.shutdown_timeout, expect_agent=False
@@ -180,6 +183,7 @@ class Trial:
         :raises ThinvirtError: the configuration is as it was; the guest was started again.
         """
         old = self.store.old_xml(record)
+        startable.refuse(self.guest, old)
         begin = time.monotonic()
         try:
             with restart.shut_down_meanwhile(

@@ -17,6 +17,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import (
     policy,
     redefine,
     restart,
+    startable,
     xml,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import (
@@ -193,6 +194,7 @@ def _plan_restart(
     if outcome.cycle:
         others = tuple(disk for disk in live.disks if disk.target not in running.targets)
         restart.refuse_no_return(guest, configured, dataclasses.replace(live, disks=others))
+        startable.refuse(guest, outcome.now)
 
 
 def carry_out(hypervisor: Hypervisor, outcome: Outcome, request: Request) -> None:
@@ -200,6 +202,8 @@ def carry_out(hypervisor: Hypervisor, outcome: Outcome, request: Request) -> Non
     if outcome.error is not None:
         return
     try:
+        if outcome.cycle:
+            startable.refuse(outcome.guest, outcome.now)
         if outcome.make:
             with signals_wait():
                 _make(outcome.file)
