@@ -332,7 +332,7 @@ class Work:
     def _has_nvram(self) -> bool:
         return bool(self.domain.nvram) and os.path.isfile(self.domain.nvram)
 
-    def _nvram_changed(self, version: archive.Version) -> bool:
+    def _nvram_changed(self, version: archive_manifest.Version) -> bool:
         name = version.manifest.nvram
         if not self._has_nvram() or not name:
             return bool(name) is not self._has_nvram()
@@ -394,7 +394,7 @@ class Work:
         ]
 
     def _remove_surplus(self, *, fresh: int) -> None:
-        doomed = archive.doomed(
+        doomed = archive_manifest.doomed(
             self.versions, keep=self.settings.keep, fresh=fresh, disks=self._stored_disks({})
         )
         for version in doomed:

@@ -169,12 +169,12 @@ def newest(folder: str) -> Version:
         except ThinvirtError as error:
             broken[name] = error
     latest = in_order(found, now=time.strftime(_TIME, time.gmtime()))[-1:]
-    for name, error in broken.items():
+    for name, problem in broken.items():
         if not latest or name > os.path.basename(latest[0].path):
             raise ImageError(
-                f"The newest version in {shown(folder)} cannot be told: {error.message}",
+                f"The newest version in {shown(folder)} cannot be told: {problem.message}",
                 remedy="Name the folder of the version that is meant.",
-            ) from error
+            ) from problem
     if not latest:
         raise NotFoundError(
             f"There is no version of a domain in {shown(folder)}.",

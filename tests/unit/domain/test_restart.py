@@ -52,6 +52,7 @@ class Guest:
         self._connected = True
 
     def shutdown(self):
+        assert self.note  # whatever happens from now on, somebody finds it
         self.active = False
 
     def start(self):
