@@ -19,6 +19,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._backup.work import (
     Work,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import (
+    died,
     disk_safety,
     known_disk,
     running_qemu,
@@ -114,7 +115,7 @@ def _back_up(hypervisor: Hypervisor, outcome: Outcome, settings: Settings) -> No
         outcome.recovered = archive.peek_folder(folder)
         work.predict()
         return
-    with archive.domain_folder(folder) as removed:
+    with died.kept_alive(guest, ran=outcome.running), archive.domain_folder(folder) as removed:
         outcome.recovered = " ".join(filter(None, (removed, work.recover())))
         work.run()
 

@@ -17,6 +17,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._compaction.outcome i
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._discard import trim
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import (
+    died,
     disk_safety,
     known_disk,
     policy,
@@ -151,7 +152,10 @@ class Compactor:
             outcome.status, outcome.reason = "skipped", "The domain is running."
             return
         if self.power == "live":
-            self._compact_live(outcome, configured, live)
+            with died.kept_alive(
+                guest, ran=not self.check_mode, settle=lambda: self._settle(outcome)
+            ):
+                self._compact_live(outcome, configured, live)
             return
         planned = self._disks(guest, configured, check_mode=True, running=True)
         worth_it = any(disk.outcome and disk.outcome.changed for disk in planned)
@@ -192,6 +196,12 @@ class Compactor:
         for disk, done in sorted(chosen, key=lambda pair: -_gain(pair[1])):
             if done.outcome is not None and done.outcome.changed and not is_stopping():
                 self._carry_out(outcome.guest, disk, done)
+
+    def _settle(self, outcome: Outcome) -> None:
+        """What our own work could not end while the guest was dying."""
+        outcome.recovered += live_recovery.recover(
+            self.hypervisor, outcome.guest, log=self.log, check_mode=False
+        )
 
     def _trim(self, outcome: Outcome) -> None:
         """Dead blocks go before they are copied; a guest that can't is compacted nevertheless."""

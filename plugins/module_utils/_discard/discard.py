@@ -9,6 +9,7 @@ import typing as t
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._discard import savable, save_restore
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import (
+    died,
     policy,
     redefine,
     restart,
@@ -228,7 +229,8 @@ class Setter:
                 startable.refuse(outcome.guest, outcome.configured_xml)
             self._configure(outcome, outcome.plan, done)
             if outcome.applies:
-                self._apply(outcome, done)
+                with died.kept_alive(outcome.guest, ran=True):
+                    self._apply(outcome, done)
         except ThinvirtError as error:
             outcome.error = error
 

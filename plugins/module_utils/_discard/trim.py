@@ -10,7 +10,12 @@ import time
 import typing as t
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._discard import untrimmed
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import agent, policy, xml
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import (
+    agent,
+    died,
+    policy,
+    xml,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import (
     Guest,
     Hypervisor,
@@ -215,7 +220,10 @@ def _trim(
         before = {target: file_usage(path).allocated_bytes for target, path in paths.items()}
         try:
             if not check_mode:
-                outcome.mounts = agent.fstrim(guest, minimum_bytes=minimum_bytes, timeout=timeout)
+                with died.kept_alive(guest, ran=True):
+                    outcome.mounts = agent.fstrim(
+                        guest, minimum_bytes=minimum_bytes, timeout=timeout
+                    )
                 outcome.findings += agent.trim_findings(guest.name, outcome.mounts)
                 fail_if_all_failed(guest.name, outcome.mounts)
         finally:

@@ -60,6 +60,12 @@ def wait_for_agent(guest: Guest, timeout: int) -> None:
             return
         except AgentError as error:
             stop_if_asked()
+            if _has_ended(guest):
+                raise AgentError(
+                    f"Domain {guest.name} was shut down and started again, and ended while it "
+                    "booted.",
+                    remedy="Look at the log of its QEMU.",
+                ) from error
             if time.monotonic() > deadline:
                 raise AgentError(
                     f"Domain {guest.name} was shut down and started again, and its guest agent "
@@ -67,3 +73,10 @@ def wait_for_agent(guest: Guest, timeout: int) -> None:
                     remedy="Look at the guest's console.",
                 ) from error
         time.sleep(_POLL_SECONDS)
+
+
+def _has_ended(guest: Guest) -> bool:
+    try:
+        return not guest.is_active()
+    except HypervisorError:  # libvirtd is being restarted
+        return False

@@ -14,6 +14,7 @@ import stat
 import typing as t
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import (
+    died,
     policy,
     redefine,
     restart,
@@ -219,12 +220,13 @@ def carry_out(hypervisor: Hypervisor, outcome: Outcome, request: Request) -> Non
                 )
                 outcome.written = outcome.defined = True
         if outcome.cycle:
-            restart.power_cycle(
-                outcome.guest,
-                timeout=request.timeout,
-                expect_agent=outcome.agent_connected,
-                done=outcome.done,
-            )
+            with died.kept_alive(outcome.guest, ran=True):
+                restart.power_cycle(
+                    outcome.guest,
+                    timeout=request.timeout,
+                    expect_agent=outcome.agent_connected,
+                    done=outcome.done,
+                )
         if outcome.remove and not _is_in_use(outcome.guest, outcome.file):
             _remove(outcome.file)
             outcome.removed = True

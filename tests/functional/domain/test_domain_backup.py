@@ -23,6 +23,7 @@ from backup_lab import assert_nothing_left, assert_whole, backup, entry, version
 from compact_lab import answer, start, wait_for
 from image_lab import qemu_io, run
 from lab import Disk, GuestSpec
+from live_lab import pid_of
 from support import assert_explains, run_module
 
 MIB = 1 << 20
@@ -426,6 +427,17 @@ def test_the_guest_is_destroyed_meanwhile(lab, slow, folder):
     assert versions(folder, guest.name) == []
     assert_nothing_left(lab, guest, folder)
     assert entry(backup(lab, folder, guest.name))["consistency"] == "off"
+
+
+def test_a_guest_that_dies_meanwhile_is_started_again(lab, slow, folder):
+    guest, begin = slow
+    process = begin(folder)
+    wait_for(lambda: copying(guest, folder))
+    os.kill(pid_of(guest, lab.state), signal.SIGKILL)
+    assert_explains(answer(process), f"Domain {guest.name} died", "started again")
+    assert guest.state() == "running"
+    assert versions(folder, guest.name) == []
+    assert_nothing_left(lab, guest, folder)
 
 
 def test_somebody_aborts_the_job_meanwhile(lab, slow, folder):

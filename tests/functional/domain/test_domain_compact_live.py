@@ -25,7 +25,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
 from compact_lab import answer, child_of, go_on, held_child, start, wait_for
 from image_lab import qemu_io, run
 from lab import Disk, GuestSpec
-from live_lab import CONTENT, Writer, assert_one_file
+from live_lab import CONTENT, Writer, assert_one_file, pid_of
 from live_lab import compact_live as compact
 from support import assert_explains, run_module
 
@@ -570,6 +570,21 @@ def test_a_domain_that_is_off_moves_too(lab, domain, elsewhere):
     qemu_io(new, "read -P 0 0 32M", "read -P 7 32M 4M", "read -P 0 36M 92M")
     again = compact(lab, guest.name, **given)
     assert not again["changed"], again
+
+
+def test_a_guest_that_dies_is_started_again_on_its_one_file(lab, domain):
+    guest = domain()
+    configured = guest.xml(inactive=True)
+    process = begin(lab, guest.name)
+    os.kill(pid_of(guest, lab.state), signal.SIGKILL)
+    result = answer(process)
+    assert_explains(result, f"Domain {guest.name} died", "started again")
+    assert guest.state() == "running"
+    assert guest.xml(inactive=True) == configured
+    assert files(guest) == [guest.disk("sda").path.name]
+    assert_one_file(guest)
+    guest.destroy()
+    qemu_io(guest.disk("sda").path, "read -P 0 0 32M", "read -P 7 32M 4M")
 
 
 @pytest.mark.parametrize("what", ["SIGTERM", "destroy"])
