@@ -156,17 +156,23 @@ class Version:
 def in_order(versions: t.Iterable[Version], *, now: str) -> list[Version]:
     """Versions of a domain, the oldest first: the one order to keep and to restore by (pure).
 
-    By their numbers.  Of those that have none, one that was made before the clock was set back is
-    no newer than those made since.
-
     :param now: as :attr:`Manifest.created`.
     """
 
-    def age(version: Version) -> tuple[int, bool, str, str]:
+    def age_of(version: Version) -> tuple[int, bool, str, str]:
         made = version.manifest
-        return made.number, made.created <= now, made.created, version.path
+        return age(made.number, made.created, version.path, now=now)
 
-    return sorted(versions, key=age)
+    return sorted(versions, key=age_of)
+
+
+def age(number: int, created: str, path: str, *, now: str) -> tuple[int, bool, str, str]:
+    """What versions are sorted by, those of disks and those of images alike (pure).
+
+    By their numbers.  Of those that have none, one that was made before the clock was set back is
+    no newer than those made since.
+    """
+    return number, created <= now, created, path
 
 
 def doomed(

@@ -46,6 +46,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import (
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.manifest import (
     Manifest,
+    highest_number,
     read_manifest,
     remove_orphan,
     write_manifest,
@@ -412,6 +413,7 @@ class _Conversion:
             copy=Identity.of(os.fstat(new.fd)),
             previous=previous,
             created=time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()),
+            number=highest_number(os.path.dirname(self.dest)) + 1,
         )
         write_manifest(self.dest, manifest)
         return manifest

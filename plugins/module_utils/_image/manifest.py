@@ -40,6 +40,7 @@ class Manifest:
     :param copy: the copy as it was left.
     :param previous: the copy that had the name before, as it was left; None if there was none.
     :param created: UTC, such as ``20261124T204455Z``.
+    :param number: higher than that of every copy that lay in the folder then; 0 if not said.
     :param pending: the new copy never got the name: a run was killed just before.
     """
 
@@ -49,6 +50,7 @@ class Manifest:
     copy: Identity
     previous: Identity | None
     created: str
+    number: int = 0
     pending: bool = False
 
     def is_of(
@@ -81,7 +83,8 @@ def read_manifest(copy: str) -> Manifest | None:
         }
         sources = tuple(Identity(**source) for source in fields["sources"])
         manifest = Manifest(**{**fields, **files, "sources": sources, "pending": False})
-        if not isinstance(manifest.options, dict) or not isinstance(manifest.created, str):
+        texts = isinstance(manifest.options, dict) and isinstance(manifest.created, str)
+        if not texts or not isinstance(manifest.number, int):
             raise TypeError("It was changed by hand.")
         now = _lasting(Identity.of(os.lstat(copy)))
     except (ValueError, TypeError, KeyError, RecursionError, OSError):
@@ -109,6 +112,14 @@ def write_manifest(copy: str, manifest: Manifest) -> None:
     :raises ThinvirtError: it can't be written.
     """
     write_whole(copy + SUFFIX, json.dumps(dataclasses.asdict(manifest), indent=2) + "\n")
+
+
+def highest_number(folder: str) -> int:
+    """The highest number of a copy in a folder; 0 if there is none."""
+    with os.scandir(folder) as entries:
+        notes = [entry.path for entry in entries if entry.name.endswith(SUFFIX)]
+    manifests = (read_manifest(path[: -len(SUFFIX)]) for path in notes)
+    return max((each.number for each in manifests if each is not None), default=0)
 
 
 def remove_orphan(copy: str) -> None:

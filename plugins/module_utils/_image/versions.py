@@ -17,6 +17,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     RefusedError,
     ThinvirtError,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.archive_manifest import age
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.convert import (
     Outcome,
     Request,
@@ -208,8 +209,7 @@ def _versions(src: str, folder: str, request: Request, *, name: str) -> list[tup
         if manifest is not None and manifest.src == real:
             versions.append((path, manifest))
     now = time.strftime(_TIME, time.gmtime())
-    # One that was made before the clock was set back is no newer than those made since.
-    return sorted(versions, key=lambda v: (v[1].created <= now, v[1].created, v[0]))
+    return sorted(versions, key=lambda v: age(v[1].number, v[1].created, v[0], now=now))
 
 
 def _up_to_date(

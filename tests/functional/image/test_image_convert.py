@@ -488,6 +488,13 @@ def test_versions_of_one_second_and_of_a_clock_that_was_set_back(image, tmp_path
     assert versions(tmp_path) == sorted(
         os.path.basename(copy.outcome.dest) for copy in (new, newer)
     )
+    now -= 1_000_000_000  # it is behind, for one version
+    behind = copied(9)
+    now += 1_100_000_000
+    last = copied(10)
+    assert versions(tmp_path) == sorted(
+        os.path.basename(copy.outcome.dest) for copy in (behind, last)
+    )
 
 
 def test_what_a_killed_run_has_left_of_a_version_goes(image, tmp_path):
