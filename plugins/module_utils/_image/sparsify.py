@@ -18,6 +18,10 @@ _MEMORY_BYTES = 16 * 1024**3
 #: What libguestfs and supermin, which makes its appliance, read.
 _PASSED_ON = ("LIBGUESTFS_", "SUPERMIN_")
 
+_COMPLAINT = "virt-sparsify: error: "
+#: It ends with how to report a bug, whatever the reason was.
+_BOILERPLATE = "If reporting bugs,"
+
 
 def sparsify_argv(program: str, path: str, image_format: str) -> list[str]:
     """The command; ``path`` is absolute, so that no name is taken for an option or a URI."""
@@ -43,13 +47,19 @@ def sparsify(path: str, image_format: str, timeout: float, runner: Runner, *, fd
     env = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
     completed = runner(argv, timeout=timeout, env=env, max_memory_bytes=_MEMORY_BYTES)
     if completed.rc != 0:
-        lines = completed.stderr.strip().splitlines() or ["it printed nothing"]
         raise CommandError(
             f"virt-sparsify failed on {shown(path)} with status {completed.rc}: "
-            f"{shown(lines[-1])}. What it had trimmed until then is trimmed, and nothing else "
+            f"{_reason(completed.stderr)}. What it had trimmed until then is trimmed, and nothing else "
             "has changed.",
             argv=argv,
             rc=completed.rc,
             stderr=completed.stderr,
             remedy="Try libguestfs-test-tool on this host.",
         )
+
+
+def _reason(stderr: str) -> str:
+    """What it complains of: its own line, or the last one before it asks for a report."""
+    lines = [line.strip() for line in stderr.split(_BOILERPLATE)[0].splitlines() if line.strip()]
+    own = [line for line in lines if line.startswith(_COMPLAINT)]
+    return shown((own or lines or ["it printed nothing"])[-1])

@@ -187,6 +187,16 @@ def installed(monkeypatch):
     monkeypatch.setattr(name, lambda program, **_more: f"/usr/bin/{program}")
 
 
+#: As virt-sparsify 1.48 complains, whatever the reason.
+NO_APPLIANCE = """virt-sparsify: error: no appliance
+
+If reporting bugs, run virt-sparsify with debugging enabled and include the
+complete output:
+
+  virt-sparsify -v -x [...]
+"""
+
+
 @pytest.mark.usefixtures("installed")
 def test_sparsify_is_told_how_to_work_by_variables_of_libguestfs_alone(monkeypatch):
     monkeypatch.setenv("LIBGUESTFS_BACKEND", "direct")
@@ -208,3 +218,5 @@ def test_sparsify_that_failed_says_what_became_of_the_image():
         sparsify("/x", "qcow2", 10, Script(1, stderr="hm\nno\x1b\n"), fd=9)
     with pytest.raises(CommandError, match="status 1: it printed nothing"):
         sparsify("/x", "qcow2", 10, Script(1), fd=9)
+    with pytest.raises(CommandError, match="status 1: virt-sparsify: error: no appliance\\. What"):
+        sparsify("/x", "qcow2", 10, Script(1, stderr=NO_APPLIANCE), fd=9)
