@@ -24,6 +24,7 @@ options:
 """
 
     JOURNALS = r"""
+options: {}
 notes:
   - What has been begun is written down in C(/var/lib/thinvirt), mode 0700, or for a user other than
     root in C($XDG_STATE_HOME/thinvirt), by default C(~/.local/state/thinvirt). The next run ends or
