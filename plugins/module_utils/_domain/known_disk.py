@@ -84,7 +84,7 @@ _ENCRYPTED: t.Mapping[str, t.Any] = {
     "remedy": "A copy of a running domain's disk is plain text: consent with "
     "accept_plain_text=true. Otherwise copy the image file itself, and keep its secret.",
 }
-_NOT_QEMU = {
+_NOT_QEMU: t.Mapping[str, t.Any] = {
     "changed": _NEW,
     "refused": (BACKUP, *_IMAGE_ALONE, LIVE),
     "why": "is served by another process (vhost), and QEMU does not see its data",
@@ -275,7 +275,7 @@ KNOWN: t.Mapping[str, Rule] = {
 }
 
 _COPIES = (BACKUP, BACKUP_OFF, *_NEW)
-_NO_FILE = {
+_NO_FILE: t.Mapping[str, t.Any] = {
     "refused": _COPIES,
     "why": "has the variables of its firmware in something else than a file, which is not copied",
     "remedy": "Put them into a file (nvram type='file', virsh edit) first.",
