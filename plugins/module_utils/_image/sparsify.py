@@ -49,8 +49,8 @@ def sparsify(path: str, image_format: str, timeout: float, runner: Runner, *, fd
     if completed.rc != 0:
         raise CommandError(
             f"virt-sparsify failed on {shown(path)} with status {completed.rc}: "
-            f"{_reason(completed.stderr)}. What it had trimmed until then is trimmed, and nothing else "
-            "has changed.",
+            f"{_reason(completed.stderr)}. What it had trimmed until then is trimmed, and nothing "
+            "else has changed.",
             argv=argv,
             rc=completed.rc,
             stderr=completed.stderr,
@@ -60,6 +60,7 @@ def sparsify(path: str, image_format: str, timeout: float, runner: Runner, *, fd
 
 def _reason(stderr: str) -> str:
     """What it complains of: its own line, or the last one before it asks for a report."""
-    lines = [line.strip() for line in stderr.split(_BOILERPLATE)[0].splitlines() if line.strip()]
+    said = stderr.split(_BOILERPLATE, maxsplit=1)[0]
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     own = [line for line in lines if line.startswith(_COMPLAINT)]
-    return shown((own or lines or ["it printed nothing"])[-1])
+    return shown((own or lines or ["it printed nothing"])[-1].rstrip("."))
