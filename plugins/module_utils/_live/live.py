@@ -259,7 +259,9 @@ class LiveCompaction:
 
         :raises RefusedError: it must not be done; nothing was changed.
         """
-        refuse_exchangeable(self.path)
+        # QEMU opens it again by the name that the domain has for it.
+        for path in filter(None, (self.path, self.disk.path)):
+            refuse_exchangeable(path)
         refuse(self.path, self.disk.format, self.request, self.bounds, tool=self._tool)
         if self.moves:
             refuse_taken_place(self.files)

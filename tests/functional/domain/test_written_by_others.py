@@ -121,6 +121,27 @@ def test_a_folder_in_which_somebody_can_exchange_the_image(lab, guest, change, p
         assert leftovers(path.parent) == []
 
 
+def test_a_link_of_somebody_else_on_the_way(lab, guest):
+    """Where QEMU finds the image by another name than where it is."""
+    path = path_of(lab, guest)
+    folder = path.parent / "theirs"
+    folder.mkdir()
+    (folder / "link").symlink_to(path.parent)
+    os.chown(folder, NOBODY, -1)
+    text = guest.xml(inactive=True).replace(str(path), str(folder / "link" / path.name))
+    (lab.state / "others.xml").write_text(text)
+    lab.virsh("define", str(lab.state / "others.xml"))
+    lab.virsh("start", guest.name, "--paused")
+    before = guest.xml()
+    for check in (True, False):
+        result = compact(lab, guest, check=check, power="live", trim=False)
+        assert_explains(result, EXCHANGE, str(folder))
+    assert guest.xml() == before
+    guest.destroy()
+    for check in (True, False):
+        assert_explains(compact(lab, guest, check=check), EXCHANGE, str(folder))
+
+
 @pytest.mark.parametrize("module", ["image_compact", "image_convert", "domain_backup"])
 def test_other_modules_refuse_it_as_well(lab, guest, tmp_path, module):
     path, out = path_of(lab, guest), tmp_path / "out"
