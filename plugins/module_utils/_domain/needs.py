@@ -69,6 +69,17 @@ def needs_of(text: str) -> list[Need]:
     return list(dict.fromkeys(found))
 
 
+def chains_of(live_text: str, needed: t.Iterable[Need]) -> list[Need]:
+    """The backing files of running disks that are needed: a configuration does not list them."""
+    names = {need.name for need in needed}
+    found: list[Need] = []
+    for disk in parse_tree(live_text).findall("devices/disk"):
+        source = disk.find("source")
+        if source is not None and {source.get("file"), source.get("dev")} & names:
+            found += _of_disk(disk)
+    return found
+
+
 def _of_disk(disk: t.Any) -> t.Iterator[Need]:
     target = disk.find("target")
     where = target.get("dev", "") if target is not None else ""

@@ -20,12 +20,16 @@ def refuse(guest: Guest, text: str, *, boots: bool = True) -> None:
     :param boots: that is a start of its configuration, not of its saved state.
     :raises RefusedError: nothing was changed.
     """
-    missing = [need.words for need in needs.needs_of(text) if _is_missing(guest, need)]
+    needed = needs.needs_of(text)
+    live_xml = guest.live_xml() if boots else ""
+    if boots:
+        needed += needs.chains_of(live_xml, needed)
+    missing = [need.words for need in needed if _is_missing(guest, need)]
     reason = f"{shown(missing[0])} is missing on this host" if missing else ""
     if boots and not reason:
         with open("/proc/meminfo", encoding="ascii") as file:
             meminfo = file.read()
-        running = needs.memory_of(guest.live_xml())
+        running = needs.memory_of(live_xml)
         reason = needs.too_little_memory(needs.memory_of(text), running, meminfo)
     if boots and not reason and (complaint := guest.dry_start(text)):
         reason = f"libvirt says: {complaint}"

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 from image_lab import qemu_io
 from lab import Disk, GuestSpec
@@ -62,6 +64,21 @@ def test_a_cd_that_is_gone(lab, guest, module, arguments, check):
     result = run(lab, module, check=check, **arguments)
     assert_explains(result, NAME, "s-start.iso, of disk hdc, is missing", "nothing was changed")
     assert (guest.state(), guest.xml(inactive=True)) == ("running", before)
+
+
+def test_a_backing_file_that_is_gone(lab, guest, tmp_path):
+    base, top = tmp_path / "base.qcow2", guest.disk("hda").path
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", base, "64M"], check=True)
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base, top], check=True
+    )
+    tmp_path.chmod(0o755)
+    lab.virsh("start", NAME)
+    base.unlink()
+    for apply in ("save_restore", "power_cycle"):
+        result = run(lab, "domain_discard", apply=apply)
+        assert_explains(result, "base.qcow2, of disk hda, is missing", "nothing was changed")
+    assert guest.state() == "running"
 
 
 CONFIGURED = [

@@ -76,6 +76,17 @@ def test_what_boots_it_and_nothing_twice():
     assert [need.name for need in needs.needs_of(text)] == ["/ovmf", "/vars", "/k", "/k"]
 
 
+def test_the_chains_of_disks_that_are_still_configured():
+    chain = "<backingStore><source file='/base-of{0}'/></backingStore>"
+    live = "".join(
+        disk(f"<source file='{path}'/>{chain.format(path)}") for path in ("/a", "/ejected")
+    )
+    found = needs.chains_of(
+        f"<domain><devices>{live}</devices></domain>", [needs.Need("file", "/a", "a")]
+    )
+    assert [need.name for need in found] == ["/a", "/base-of/a"]
+
+
 MEMINFO = """MemTotal:        8000 kB
 MemAvailable:    1024 kB
 SwapFree:        1024 kB
