@@ -66,7 +66,6 @@ def refuse(guest: Guest, configured_xml: str, live_xml: str) -> None:
     :raises RefusedError: nothing was changed.
     """
     restart.refuse_no_return(guest, xml.parse_domain(configured_xml), xml.parse_domain(live_xml))
-    startable.refuse(guest, configured_xml)
     found = _DEVICE_NAME.search(xml.parse_tree(configured_xml).findtext("os/cmdline") or "")
     if found:
         raise RefusedError(
@@ -74,6 +73,7 @@ def refuse(guest: Guest, configured_xml: str, live_xml: str) -> None:
             f"{found[0]}…, and its disk will have another name; nothing was changed.",
             remedy="Name the file system by UUID there (root=UUID=…).",
         )
+    startable.refuse(guest, configured_xml)
     try:
         agent.ping(guest)
     except AgentError as error:
