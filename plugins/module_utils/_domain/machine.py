@@ -38,16 +38,23 @@ _UBUNTU = {
     "lunar": (7, 2),
     "mantic": (8, 0),
     "noble": (8, 2),
+    "oracular": (9, 0),
+    "plucky": (9, 2),
+    "questing": (10, 1),
+    "resolute": (10, 2),
 }
 # RHEL: hw_compat_rhel_8_0 is made from hw_compat_3_1, hw_compat_rhel_8_1 from 4_0.
 _RHEL_FIRST_4_0 = (8, 1)
 
 # Until QEMU 1.3 i440fx had no name of its own (pc-0.12, pc-1.3); RHEL 6 called it rhel6.5.0.
-_I440FX = re.compile(r"^(pc|ubuntu|pc-i440fx-.+|pc-[01]\.\d+|rhel\d+\.\d+\.\d+)$")
+# Ubuntu 12.04 had pc-1.0-precise and pc-1.0-qemu-kvm besides.
+_I440FX = re.compile(r"^(pc|ubuntu|pc-i440fx-.+|pc-[01]\.\d+(-[\w-]+)?|rhel\d+\.\d+\.\d+)$")
 _Q35 = re.compile(r"^(q35|ubuntu-q35|pc-q35-.+)$")
 
-_VERSION = re.compile(r"-(\d+)\.(\d+)(?:\.\d+)?(?:-\w+)?(?:\+pve\d+)?$")
-_RHEL = re.compile(r"(?:^|-)rhel(\d+)\.(\d+)(?:\.\d+)?$")
+# What follows is a variant of the same age: pseries-rhel7.6.0-sxxm, pc-q35-8.1+pve0.
+_VARIANT = r"(?:\.\d+)?(?:-[\w-]+)?(?:\+pve[\d.]+)?$"
+_VERSION = re.compile(r"-(\d+)\.(\d+)" + _VARIANT)
+_RHEL = re.compile(r"(?:^|-)rhel(\d+)\.(\d+)" + _VARIANT)
 
 
 def machine_version(machine: str) -> tuple[int, int] | None:
