@@ -48,6 +48,10 @@ class NotFoundError(ThinvirtError):
     """A domain, disk or file that was named does not exist."""
 
 
+class GaveWayError(ThinvirtError):
+    """Somebody else wanted a file that was worked on, and was let in; its content is as it was."""
+
+
 class UnsupportedError(RefusedError):
     """This libvirt, QEMU or kernel is too old; the message names the version needed."""
 

@@ -62,10 +62,12 @@ requirements:
 notes:
   - Raw images whose zeros were preallocated with C(preallocation=full) can't be told from those
     that a guest has filled with zeros. Leave them out of O(paths).
-  - An image is taken to be in use when QEMU's locks are on it, when a process has it open for
-    writing, and when it is attached to a loop device. Only QEMU and what heeds its locks is kept
-    out while the module works. Storage that the kernel itself serves from the file (LIO, NFS) is
-    not seen.
+  - An image is in use when QEMU's locks are on it, or when the kernel grants no lease on it, since
+    anybody may write to it; by a descriptor, a mapping or a loop device, by whatever name.
+  - Whoever comes to write to an image while the module works, such as a domain that starts, waits
+    for about a second and is let in. The module gives up and says so, and nothing was changed.
+  - Some file systems have no leases (NFS, CIFS, FUSE). Then processes and loop devices of this host
+    are looked at, only what heeds QEMU's locks is kept out, and C(reason) says so.
 seealso:
   - module: thinvirt.kvm.domain_compact
   - module: thinvirt.kvm.image_info

@@ -23,6 +23,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.files import O
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.header import (
     read_image_header,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.holders import file_key
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import shown
 
 Key = tuple[int, int]
@@ -85,7 +86,7 @@ class Users:
         except (HypervisorError, OSError):
             return  # no such volume or file: it can't be the image that is asked about
         self._images.add(os.path.realpath(path))
-        uses = self._by_key.setdefault((status.st_dev, status.st_ino), [])
+        uses = self._by_key.setdefault(file_key(status), [])
         if all(use.guest.uuid != guest.uuid for use in uses):
             uses.append(Use(guest, disk.target, disk.format or "raw"))
 

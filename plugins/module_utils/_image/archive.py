@@ -38,10 +38,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
     lock_beside,
     refuse_locked,
 )
-from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import (
-    find_holders,
-    probe_locks,
-)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import probe_locks
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import (
     signals_wait,
     stop_if_asked,
@@ -52,6 +49,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.folders impo
     refuse_foreign,
     remove_flat,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.holders import find_holders
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.trust import (
     could_write,

@@ -43,6 +43,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import (
     refuse_reader,
     refuse_writer,
     writers_kept_out,
+    written_in_place,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.process import Runner, run
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_img import QemuImg
@@ -56,6 +57,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signa
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.extents import (
     allocated_extents,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.lease import Lease
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.punch import can_punch_holes
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.trust import (
@@ -127,6 +129,7 @@ def _compact(
                 runner=runner,
             )
             refuse_writer(image.fd, name)
+            refuse_other_writers(image.fd, name)
             outcome = work.done()
         if left is not None:
             outcome.recovered = f"Process {left.pid} was killed during {left.operation}."
@@ -145,10 +148,15 @@ def _compact(
             if request.method == "trim":
                 # virt-sparsify takes the locks itself: it writes.
                 refuse_writer(image.fd, name)
+                refuse_other_writers(image.fd, name)
                 outcome = work.done()
             else:
-                with writers_kept_out(image.fd, name):
+                with writers_kept_out(image.fd, name) as lease:
+                    work.lease = lease
                     outcome = work.done()
+                if lease.missing:
+                    kept_out = f"Only who heeds QEMU's locks was kept out: {lease.missing}."
+                    outcome.reason = f"{outcome.reason} {kept_out}".lstrip()
         outcome.recovered = recovered
         return outcome
 
@@ -190,10 +198,11 @@ class _Compaction:
         self.runner = runner
         self.tool = QemuImg(timeout=request.timeout, runner=runner)
         self.zeros: int | None = None
+        #: What keeps writers out; None where nothing is changed, or others do so.
+        self.lease: Lease | None = None
 
     def done(self) -> Outcome:
         """Decide, and carry it out unless it is check mode."""
-        refuse_other_writers(self.image.fd, self.image.path)
         header = self._header()
         sizes = sizes_of(header)
         outcome = Outcome(self.image.path, before=sizes, after=sizes)
@@ -288,21 +297,16 @@ class _Compaction:
 
     def _dig(self, enough: int) -> int:
         name = self.image.path
-        try:
-            # The same file by its descriptor, not by a name that may mean another one by now.
-            fd = os.open(f"/proc/self/fd/{self.image.fd}", os.O_RDWR | os.O_CLOEXEC)
-        except OSError as error:
-            raise failure(name, "opened for writing", error) from error
-        try:
-            found = dig_holes(fd, at_least=enough)
-            os.fsync(fd)
-            return found
-        except OSError as error:
-            if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
-                raise self._cannot_punch() from error
-            raise failure(name, "punched", error) from error
-        finally:
-            os.close(fd)
+        fd = self.image.fd
+        with written_in_place(fd, t.cast("Lease", self.lease)):
+            try:
+                found = dig_holes(fd, at_least=enough)
+                os.fsync(fd)
+            except OSError as error:
+                if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
+                    raise self._cannot_punch() from error
+                raise failure(name, "punched", error) from error
+        return found
 
     def _cannot_punch(self) -> UnsupportedError:
         return UnsupportedError(

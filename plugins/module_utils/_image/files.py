@@ -15,6 +15,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     NotFoundError,
     RefusedError,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.holders import file_key
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
 
 _KINDS = {
@@ -31,7 +32,7 @@ class OpenImage:
     """An image open for reading.
 
     :param path: the name that was opened, symlinks in its last part resolved.
-    :param key: ``(st_dev, st_ino)``: the same file, whatever its name.
+    :param key: ``holders.file_key``: the same file, whatever its name.
     """
 
     fd: int
@@ -68,7 +69,7 @@ def open_image(path: str) -> t.Iterator[OpenImage]:
         status = os.fstat(fd)
         _check_kind(path, status.st_mode)  # it may have been exchanged in between
         block_device = stat.S_ISBLK(status.st_mode)
-        yield OpenImage(fd, target, (status.st_dev, status.st_ino), block_device)
+        yield OpenImage(fd, target, file_key(status), block_device)
     finally:
         os.close(fd)
 

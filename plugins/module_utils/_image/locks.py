@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who holds an image open: QEMU's locks on single bytes of it, and the processes behind them.
+"""Who has an image: QEMU's locks on single bytes of it, and the kernel's word on all others.
 
 QEMU (block/file-posix.c) locks byte 100+n for a permission that it uses and byte 200+n for
 one that it does not share.  Asking with F_OFD_GETLK takes no lock and disturbs nobody.  A
 lock proves use; no lock proves little: other programs, and QEMU with ``locking=off``, take none.
+Leases (``_storage/lease``) tell of those.
 """
 
 from __future__ import annotations
@@ -13,15 +14,27 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
-import glob
-import math
 import os
+import stat
 import struct
-import time
 import typing as t
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import RefusedError
-from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import shown
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.holders import (
+    file_key,
+    has_open,
+    is_mounted,
+    users_seen,
+    writers_seen,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.lease import (
+    READ,
+    WRITE,
+    Lease,
+    has_writer,
+    heeded,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
 
 #: QEMU's permissions by their number n.
 PERMISSIONS = ("consistent-read", "write", "write-unchanged", "resize", "graph-mod")
@@ -31,9 +44,6 @@ UNSHARED_BASE = 200
 _WRITING = (1, 3)
 #: What a file system answers that knows no such locks.
 _NO_LOCKS = (errno.EINVAL, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
-
-#: Scanning /proc for holders stops after this many seconds; what was found by then counts.
-MAX_SCAN_SECONDS = 5.0
 
 #: struct flock: type, whence, start, length, pid, padded to its alignment.
 _FLOCK = struct.Struct("@hhqqi0q")
@@ -61,19 +71,6 @@ class LockState:
     def writer(self) -> bool:
         """Somebody may change the image at any moment."""
         return bool(self.used & {"write", "resize"})
-
-
-@dataclasses.dataclass(frozen=True)
-class Holder:
-    """A process that has an image open.
-
-    :param command: the kernel's name for it, 15 bytes at most, such as ``qemu-system-x86``.
-    :param writes: it may write to it.
-    """
-
-    pid: int
-    command: str
-    writes: bool = False
 
 
 def probe_locks(fd: int) -> LockState:
@@ -110,16 +107,41 @@ def _set_lock(fd: int, kind: int, byte: int) -> None:
 
 
 @contextlib.contextmanager
-def writers_kept_out(fd: int, path: str) -> t.Iterator[None]:
-    """Nobody who heeds QEMU's locks writes to an open image, or resizes it, meanwhile.
+def writers_kept_out(fd: int, path: str) -> t.Iterator[Lease]:
+    """Nobody writes to an open image, or resizes it, meanwhile.
+
+    Whoever comes to write waits for us, and we give up (``lease.give_way_if_asked``); where there
+    are no leases, only who heeds QEMU's locks is kept out.
+
+    :param path: for messages.
+    :raises RefusedError: somebody may write to it, or the file system knows no such locks.
+    :raises OSError: the kernel refuses for another reason.
+    """
+    # In this order: who waits for the lease, as a domain that starts, finds no lock afterwards.
+    with heeded(Lease(fd, path)) as lease, _qemu_kept_out(fd, path):
+        place_or_refuse(lease, fd, path)
+        yield lease
+
+
+def place_or_refuse(lease: Lease, fd: int, path: str) -> None:
+    """Have a read lease on an image, or be sure that nobody writes to it now.
+
+    :raises RefusedError: somebody may.
+    """
+    placed = lease.place(READ)
+    if not placed or lease.missing:
+        refuse_other_writers(fd, path)
+    if not placed:
+        lease.missing = "this process itself has it open for writing"
+
+
+@contextlib.contextmanager
+def _qemu_kept_out(fd: int, path: str) -> t.Iterator[None]:
+    """Nobody who heeds QEMU's locks writes to an open image.
 
     First we say that we do not share these permissions, then we look whether somebody has them:
     in this order no domain that starts at the same time is missed.  A domain that starts later
     fails to get its lock, and says so.  Tools that only read go on working.
-
-    :param path: for messages.
-    :raises RefusedError: somebody writes to it, or the file system knows no such locks.
-    :raises OSError: the kernel refuses for another reason.
     """
     taken = []
     try:
@@ -141,8 +163,61 @@ def writers_kept_out(fd: int, path: str) -> t.Iterator[None]:
             raise _in_use(fd, path)
         yield
     finally:
-        for number in taken:
-            _set_lock(fd, fcntl.F_UNLCK, UNSHARED_BASE + number)
+        _unlock(fd, taken)
+
+
+def _unlock(fd: int, numbers: t.Iterable[int]) -> None:
+    for number in numbers:
+        _set_lock(fd, fcntl.F_UNLCK, UNSHARED_BASE + number)
+
+
+def _lock_anew(fd: int, path: str) -> None:
+    for number in _WRITING:
+        _set_lock(fd, fcntl.F_RDLCK, UNSHARED_BASE + number)
+    if any(_is_locked(fd, USED_BASE + number) for number in _WRITING):
+        raise _in_use(fd, path)
+
+
+@contextlib.contextmanager
+def written_in_place(fd: int, lease: Lease) -> t.Iterator[None]:
+    """Have an image of :func:`writers_kept_out` open for writing, under the same descriptor.
+
+    Nobody else has it open meanwhile, but for those who had it before, and who take a short look.
+
+    :param lease: of that image.
+    :raises RefusedError: somebody may write to it.
+    :raises ThinvirtError: it can't be opened for writing.
+    """
+    _reopen(fd, lease, os.O_RDWR)
+    # A domain that starts looks at its images, and has to get its locks a moment later.
+    lease.pause = lambda: _unlock(fd, _WRITING)
+    lease.resume = lambda: _lock_anew(fd, lease.path)
+    try:
+        # Refused where somebody reads it, such as a domain whose disk lies on this image.
+        if not lease.place(WRITE) or lease.missing:
+            _refuse_seen(fd, lease.path)
+        yield
+    except BaseException:
+        _unlock(fd, _WRITING)  # who was waiting must not find our locks
+        lease.give_back()
+        raise
+    _reopen(fd, lease, os.O_RDONLY)
+    place_or_refuse(lease, fd, lease.path)
+
+
+def _reopen(fd: int, lease: Lease, mode: int) -> None:
+    """Open the same file, not what has its name by now, in another mode, and locked as before."""
+    lease.give_back()  # we would wait for ourselves
+    try:
+        again = os.open(f"/proc/self/fd/{fd}", mode | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        action = "opened" if mode == os.O_RDONLY else "opened for writing"
+        raise failure(lease.path, action, error) from error
+    try:
+        _lock_anew(again, lease.path)
+        os.dup2(again, fd, inheritable=False)
+    finally:
+        os.close(again)
 
 
 def refuse_writer(fd: int, path: str) -> None:
@@ -166,120 +241,49 @@ def refuse_reader(fd: int, path: str) -> None:
         raise _in_use(fd, path)
 
 
-def _in_use(fd: int, path: str) -> RefusedError:
-    status = os.fstat(fd)
-    key = (status.st_dev, status.st_ino)
-    holders = find_holders([key]).get(key, ())
-    named = ", ".join(f"{holder.command} ({holder.pid})" for holder in holders)
-    return RefusedError(
-        f"{shown(path)} is in use{f' by {named}' if named else ''}; nothing was changed.",
-        remedy="Shut the domain down, or end what uses the image, and run it again.",
-    )
-
-
 def refuse_other_writers(fd: int, path: str) -> None:
-    """Refuse an image that somebody may write to without QEMU's locks: open for writing, or looped.
+    """Refuse an image that anybody else may write to: by a descriptor, a mapping, a loop device.
 
-    Only what this user may see is found; root sees all.
+    The kernel is asked; processes are looked at only to say who it is, or where it does not tell.
 
     :raises RefusedError: somebody may write to it.
     """
+    if writers := other_writers(fd):
+        raise _used_by(path, writers)
+
+
+def other_writers(fd: int) -> list[str]:
+    """Who else may write to an open file, for people; empty if nobody may."""
     status = os.fstat(fd)
-    key = (status.st_dev, status.st_ino)
-    loops = loop_devices_of(key)
-    if loops:
-        raise RefusedError(
-            f"{shown(path)} is attached to {', '.join(loops)}; nothing was changed.",
+    if stat.S_ISBLK(status.st_mode) and is_mounted(fd):
+        return ["a mount, or by another block device on top of it"]
+    known = has_writer(fd)
+    if known is False:
+        return []
+    writers = writers_seen(fd)
+    if known and not writers and not has_open(file_key(status)):
+        return ["somebody who cannot be seen from here"]
+    return writers
+
+
+def _refuse_seen(fd: int, path: str) -> None:
+    if writers := writers_seen(fd):
+        raise _used_by(path, writers)
+
+
+def _in_use(fd: int, path: str) -> RefusedError:
+    return _used_by(path, users_seen(fd))
+
+
+def _used_by(path: str, users: t.Sequence[str]) -> RefusedError:
+    devices = [user for user in users if user.startswith("/dev/")]
+    if devices:
+        return RefusedError(
+            f"{shown(path)} is attached to {', '.join(devices)}; nothing was changed.",
             remedy="Detach it (losetup -d) and run it again.",
         )
-    holders = find_holders([key], max_seconds=math.inf).get(key, ())
-    if any(holder.writes for holder in holders):
-        raise _in_use(fd, path)
-
-
-def loop_devices_of(key: tuple[int, int], *, sysfs: str = "/sys/block") -> list[str]:
-    """The loop devices that a file is attached to; the kernel holds it for them, no process."""
-    found = []
-    for name in sorted(glob.glob(f"{sysfs}/loop*/loop/backing_file")):
-        try:
-            with open(name, encoding="utf-8", errors="surrogateescape") as file:
-                status = os.stat(file.read().rstrip("\n"))
-        except OSError:  # detached meanwhile, or its file was deleted
-            continue
-        if (status.st_dev, status.st_ino) == key:
-            found.append(f"/dev/{name.split('/')[-3]}")
-    return found
-
-
-def find_holders(
-    wanted: t.Collection[tuple[int, int]],
-    *,
-    proc: str = "/proc",
-    max_seconds: float | None = None,
-) -> dict[tuple[int, int], list[Holder]]:
-    """The processes that have files open, for all files in one scan of /proc.
-
-    :param wanted: ``(st_dev, st_ino)`` of the files; nothing is scanned without any.
-    :param max_seconds: :data:`MAX_SCAN_SECONDS` by default.
-    :returns: an entry for each that is open somewhere; processes that we may not look into,
-        and those that a scan of ``max_seconds`` did not reach, are missing.
-    """
-    found: dict[tuple[int, int], list[Holder]] = {}
-    deadline = time.monotonic() + (MAX_SCAN_SECONDS if max_seconds is None else max_seconds)
-    for pid in _other_processes(proc) if wanted else ():
-        if time.monotonic() > deadline:
-            break
-        descriptors = _open_files(f"{proc}/{pid}/fd", wanted)
-        for key, names in descriptors.items():
-            writes = any(_may_write(f"{proc}/{pid}/fdinfo/{name}") for name in names)
-            found.setdefault(key, []).append(Holder(pid, _command(f"{proc}/{pid}/comm"), writes))
-    return found
-
-
-def _other_processes(proc: str) -> list[int]:
-    try:
-        names = os.listdir(proc)
-    except OSError:  # no /proc here: nobody can be named
-        return []
-    numbers = (int(name) for name in names if name.isdigit())
-    return sorted(pid for pid in numbers if pid != os.getpid())
-
-
-def _open_files(
-    folder: str, wanted: t.Collection[tuple[int, int]]
-) -> dict[tuple[int, int], list[str]]:
-    """Which of the wanted files a process has open, and under which descriptors."""
-    found: dict[tuple[int, int], list[str]] = {}
-    try:
-        names = os.listdir(folder)
-    except OSError:  # the process ended, or is not ours to look into
-        return found
-    for name in names:
-        link = os.path.join(folder, name)
-        try:
-            if not os.readlink(link).startswith("/"):  # a pipe, a socket, an anonymous inode
-                continue
-            status = os.stat(link)
-        except OSError:  # closed meanwhile
-            continue
-        key = (status.st_dev, status.st_ino)
-        if key in wanted:
-            found.setdefault(key, []).append(name)
-    return found
-
-
-def _may_write(fdinfo: str) -> bool:
-    try:
-        with open(fdinfo, encoding="ascii") as file:
-            flags = [line.split()[1] for line in file if line.startswith("flags:")]
-    except OSError:  # closed meanwhile
-        return False
-    return any(int(flag, 8) & os.O_ACCMODE != os.O_RDONLY for flag in flags)
-
-
-def _command(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="backslashreplace") as file:
-            return file.read().rstrip("\n")
-    except OSError:
-        return ""
+    by = f" by {', '.join(users)}" if users else ""
+    return RefusedError(
+        f"{shown(path)} is in use{by}; nothing was changed.",
+        remedy="Shut the domain down, or end what uses the image, and run it again.",
+    )

@@ -28,6 +28,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import (
     signals_noted,
     stop_if_asked,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.lease import give_way_if_asked
 
 #: Where programs are looked for; never the caller's PATH.
 SEARCH_PATH = "/usr/bin:/bin:/usr/sbin:/sbin:/usr/local/bin"
@@ -37,7 +38,8 @@ SEARCH_PATH = "/usr/bin:/bin:/usr/sbin:/sbin:/usr/local/bin"
 MAX_MEMORY_BYTES = 4 * 1024**3
 #: The most that a program may print.  ``map`` needs some 130 bytes for an extent.
 MAX_OUTPUT_BYTES = 256 * 1024**2
-_TICK_SECONDS = 1.0
+#: Whoever waits for a file that is worked on, a domain that starts, waits no longer than this.
+_TICK_SECONDS = 0.25
 _NO_ENV: t.Mapping[str, str] = types.MappingProxyType({})
 
 
@@ -96,7 +98,7 @@ def run(
     :param timeout: seconds, of the clock and of CPU time.
     :param pass_fds: open files that it may use, as ``/proc/self/fd/N``.
     :param on_output: takes what it prints as it comes, which then is not returned; called with
-        nothing every second besides.  What it raises ends the program.
+        nothing at least every second besides.  What it raises ends the program.
     :param env: variables besides the locale and the search path.
     :returns: an exit status other than 0 is no error here; 127 means that there is no such
         program.
@@ -189,6 +191,7 @@ def _collect(
                 selector.register(pipe, selectors.EVENT_READ, name)
         while selector.get_map() and not complaint:
             stop_if_asked()
+            give_way_if_asked()
             take["stdout"](b"")
             patience = max(0.0, min(_TICK_SECONDS, deadline - time.monotonic()))
             for key, _events in selector.select(patience):

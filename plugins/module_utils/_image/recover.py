@@ -22,7 +22,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
     peek,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import (
-    find_holders,
+    other_writers,
     probe_locks,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import (
@@ -31,6 +31,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import
     remove_name,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.durable import sync_folder
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.holders import users_seen
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
 
 
@@ -99,7 +100,7 @@ def _recover(path: str, record: Record) -> str:
         )
     for name in names:
         wait_until_free(os.path.join(folder, name))
-    swapped = record.copy is not None and now is not None and now.ino == record.copy.ino
+    swapped = _refuse_changed(path, record, now=now)
     if record.kept and _is_second_name(os.path.join(folder, record.kept), path, record, now=now):
         # Also one that was to be kept: the run is undone, and the original has its own name.
         names.append(record.kept)
@@ -129,7 +130,26 @@ def _is_second_name(kept: str, path: str, record: Record, *, now: Identity | Non
     swapped = record.copy is not None and now is not None and now.ino == record.copy.ino
     if (swapped and original.is_still(record.source)) or (record.keep_original and not swapped):
         return False
-    raise RefusedError(
+    raise _undecided(kept, path)
+
+
+def _refuse_changed(path: str, record: Record, *, now: Identity | None) -> bool:
+    """Whether the image is its copy now.  What has the copy's first name is that, or the original.
+
+    :raises RefusedError: it is something else, or was written to.
+    """
+    if record.copy is None or now is None or now.ino != record.copy.ino:
+        return False
+    if record.temp:
+        temp = os.path.join(os.path.dirname(path), record.temp)
+        left = identity_at(temp)
+        if left is not None and left.ino != now.ino and not left.is_still(record.source):
+            raise _undecided(temp, path)
+    return True
+
+
+def _undecided(kept: str, path: str) -> RefusedError:
+    return RefusedError(
         f"{shown(kept)} is the original of {shown(path)}, and one of them was changed after a run "
         "that was killed; nothing was changed.",
         remedy="Decide which of the two is right, give it the image's name, and remove the journal "
@@ -138,10 +158,10 @@ def _is_second_name(kept: str, path: str, record: Record, *, now: Identity | Non
 
 
 def wait_until_free(path: str) -> None:
-    """Wait for who has a file open through QEMU that is to lose its name.
+    """Wait for who has a file, through QEMU or to write to it, that is to lose its name.
 
-    A killed run's qemu-img ends at once.  A domain may have opened the original just before it
-    lost its name, and got its lock when the run was killed: then its file must not go.
+    A killed run's qemu-img ends at once.  A domain, or anybody else, may have opened the original
+    just before it lost its name, and goes on with it: then its file must not go.
 
     :raises RefusedError: somebody still has.
     """
@@ -149,20 +169,17 @@ def wait_until_free(path: str) -> None:
     while True:
         try:
             with open_image(path) as image:
-                status = os.fstat(image.fd)
-                used = probe_locks(image.fd).used
+                locked = probe_locks(image.fd).used
+                users = other_writers(image.fd) or (users_seen(image.fd) if locked else [])
         except NotFoundError:
             return
-        if not used:
+        if not locked and not users:
             return
         if time.monotonic() > deadline:
-            key = (status.st_dev, status.st_ino)
-            holders = find_holders([key]).get(key, ())
-            named = ", ".join(f"{holder.command} ({holder.pid})" for holder in holders)
             raise RefusedError(
-                f"{shown(path)}, which a killed run has left, is in use by {named or 'somebody'}; "
-                "nothing was changed.",
-                remedy="Shut that domain down, keep this file, for it has the domain's last "
+                f"{shown(path)}, which a killed run has left, is in use by "
+                f"{', '.join(users) or 'somebody'}; nothing was changed.",
+                remedy="End what uses it, such as a domain, keep this file, for it has the last "
                 "writes, give it the image's name, and remove the journal.",
             )
         time.sleep(0.1)

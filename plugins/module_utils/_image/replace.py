@@ -33,7 +33,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
     temp_name,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import (
-    find_holders,
+    place_or_refuse,
     probe_locks,
     refuse_reader,
 )
@@ -49,9 +49,17 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import (
     stop_if_asked,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.durable import sync_folder
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.exchange import exchange_names
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.extents import (
     FileUsage,
     file_usage,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.holders import writers_seen
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.lease import (
+    READ,
+    WRITE,
+    Lease,
+    give_way_if_asked,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.writeback import (
@@ -82,6 +90,7 @@ class Stages:
 
         def report(percent: float | None, done_bytes: int | None = None) -> None:
             stop_if_asked()
+            give_way_if_asked()
             if done_bytes is not None:
                 self.moved_bytes[name] = before + done_bytes
             self.report(name, percent, done_bytes)
@@ -114,6 +123,8 @@ class NewCopy:
     fd: int
     usage: FileUsage
     swapping: bool = False
+    #: Its name means a file of somebody else by now, which must not go.
+    is_theirs: bool = False
 
 
 def fd_storage(fd: int) -> Storage:
@@ -176,7 +187,8 @@ def verified_copy(
             os.close(fd)
     finally:
         with signals_wait():
-            remove_name(temp)
+            if new is None or not new.is_theirs:
+                remove_name(temp)
             if new is None or not new.swapping:
                 journal.clear()
 
@@ -313,12 +325,9 @@ def swap_in(
     :raises ThinvirtError: the kernel refuses; then the image has its name as before.
     """
     folder = os.path.dirname(path)
-    with stages.stage("swap"), signals_wait():
+    with contextlib.ExitStack() as stack, stages.stage("swap"), signals_wait():
         refuse_taken_name(path, keep)
-        if record.source is not None:
-            # A domain may have it open for reading, as a backing file, and write to it later.
-            with open_image(path) as image:
-                refuse_reader(image.fd, path)
+        held = stack.enter_context(_hold_both(copy, path)) if record.source is not None else None
         if identity_at(path) != record.source:
             raise _exchanged(path)
         kept = keep or temp_name(path)
@@ -332,7 +341,7 @@ def swap_in(
         journal.write(record)
         copy.swapping = True  # from here on only the journal tells what is to be done
         try:
-            _exchange(copy.name, path, record)
+            _give_name(copy, path, record, held)
         except (OSError, ThinvirtError) as error:
             # All was undone, unless the name is the copy's and only the folder can't be flushed.
             now = identity_at(path)
@@ -340,8 +349,8 @@ def swap_in(
             if isinstance(error, OSError):
                 raise failure(path, "replaced", error) from error
             raise
-        if record.source is not None:
-            left = _wait_until_left(record.source)
+        if held is not None:
+            left = held.nobody_came()
             with naming(journal):
                 _refuse_late_use(os.path.join(folder, record.kept), path, record, left=left)
         if record.kept and not keep:
@@ -367,7 +376,54 @@ def _exchanged(path: str) -> RefusedError:
     )
 
 
-def _exchange(temp: str, path: str, record: Record) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Held:
+    """An image and its copy at the moment when they exchange names: who comes has to wait.
+
+    :param original: nobody writes to it.
+    :param new: nobody else has it open.
+    """
+
+    fd: int
+    original: Lease
+    new: Lease
+
+    def nobody_came(self) -> bool:
+        """Whether nobody has opened the original by its old name, to write to it.
+
+        Where there are no leases, programs that have done so are waited for while QEMU's locks are
+        on it: a domain gets none and ends.  Who only reads may go on.
+        """
+        if self.original.kind == READ:
+            return not self.original.is_wanted()
+        deadline = time.monotonic() + LEAVE_SECONDS
+        while writers_seen(self.fd):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+        return True
+
+    def can_go_back(self) -> bool:
+        """Whether nobody has seen the copy by its new name."""
+        return self.new.kind == WRITE and not self.new.is_wanted()
+
+
+@contextlib.contextmanager
+def _hold_both(copy: NewCopy, path: str) -> t.Iterator[_Held]:
+    with open_image(path) as image:
+        # A domain may have it open for reading, as a backing file, and write to it later.
+        refuse_reader(image.fd, path)
+        held = _Held(image.fd, Lease(image.fd, path), Lease(copy.fd, path))
+        try:
+            place_or_refuse(held.original, image.fd, path)
+            held.new.place(WRITE)
+            yield held
+        finally:
+            held.new.give_back()
+            held.original.give_back()
+
+
+def _give_name(copy: NewCopy, path: str, record: Record, held: _Held | None) -> None:
     folder = os.path.dirname(path)
     kept = os.path.join(folder, record.kept) if record.kept else ""
     if kept:
@@ -380,17 +436,51 @@ def _exchange(temp: str, path: str, record: Record) -> None:
             kept = ""  # vfat and some FUSE servers know no links: the rename is atomic there too
     try:
         # Both names as late as can be: they are all that the rename goes by.
-        if (kept and identity_at(kept) != record.source) or identity_at(temp) != record.copy:
+        if (kept and identity_at(kept) != record.source) or identity_at(copy.name) != record.copy:
             raise _exchanged(path)
-        if record.source is not None:
-            os.rename(temp, path)
+        if held is None:
+            _name_anew(copy.name, path)
+            sync_folder(folder)
+        elif kept and not held.original.is_wanted() and exchange_names(copy.name, path):
+            _go_back_if_seen(copy, path, record, held)
+            sync_folder(folder)
+            _go_back_if_seen(copy, path, record, held)
+            remove_name(copy.name)  # the original, which has its other name
+        elif held.original.is_wanted():
+            raise held.original.gave_way()
         else:
-            _name_anew(temp, path)
+            os.rename(copy.name, path)
+            sync_folder(folder)
     except (OSError, ThinvirtError):
-        if kept:
+        if kept and not (held is not None and _is_at(path, record.copy)):
             remove_name(kept)
         raise
-    sync_folder(folder)
+
+
+def _is_at(path: str, file: Identity | None) -> bool:
+    now = identity_at(path)
+    return now is not None and file is not None and (now.dev, now.ino) == (file.dev, file.ino)
+
+
+def _go_back_if_seen(copy: NewCopy, path: str, record: Record, held: _Held) -> None:
+    """Exchange the names once more if the image was not the one that was copied, or is wanted.
+
+    :raises ThinvirtError: it was; the image has its name again.
+    """
+    changed = identity_at(copy.name) != record.source
+    if not changed and not held.original.is_wanted():
+        return
+    copy.is_theirs = not _is_at(copy.name, record.source)
+    # Somebody who has the copy by now goes on with it: then both files stay, and it is said so.
+    if held.can_go_back() and exchange_names(copy.name, path):
+        copy.is_theirs = False
+        raise _exchanged(path) if changed else held.original.gave_way()
+    if copy.is_theirs:
+        raise RefusedError(
+            f"{shown(path)} was exchanged by somebody else at the last moment; it is the copy now, "
+            f"and what was put in its place was left as {shown(copy.name)}.",
+            remedy="Decide which of the two is right, and give it the image's name.",
+        )
 
 
 def _name_anew(temp: str, path: str) -> None:
@@ -413,23 +503,6 @@ def remove_name(path: str) -> None:
         pass
     except OSError as error:
         raise failure(path, "removed", error) from error
-
-
-def _wait_until_left(source: Identity) -> bool:
-    """Keep our locks on the old file while a program that opened it by name still has it.
-
-    It would go on with a file that has no name any more.  A domain gets no lock and ends; who
-    only reads may go on, and is not waited for.
-
-    :returns: nobody has it open for writing.
-    """
-    deadline = time.monotonic() + LEAVE_SECONDS
-    key = (source.dev, source.ino)
-    while any(holder.writes for holder in find_holders([key]).get(key, ())):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
 
 
 def _refuse_late_use(kept: str, path: str, record: Record, *, left: bool) -> None:

@@ -26,11 +26,11 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.inspect import
     Options,
     inspect_image,
 )
-from ansible_collections.thinvirt.kvm.plugins.module_utils._image.locks import (
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qcow2 import Qcow2Header
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.holders import (
     Holder,
     find_holders,
 )
-from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qcow2 import Qcow2Header
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import (
     encodable,
     shown,

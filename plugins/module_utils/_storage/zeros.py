@@ -18,6 +18,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.extents impo
     allocated_extents,
     holes_within,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.lease import give_way_if_asked
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.punch import punch_hole
 
 #: What is read at a time, in bytes, where there is data.
@@ -110,6 +111,7 @@ def _zeros_in(fd: int, buffer: bytearray, position: int, end: int) -> t.Iterator
     size = CHUNK_BYTES
     asked = position
     while position < end:
+        give_way_if_asked()
         asked = _ask_ahead(fd, asked, min(end, position + AHEAD_BYTES))
         count = _read(fd, buffer, offset=position, length=min(size, end - position))
         if count == 0:  # the file was cut
@@ -199,6 +201,7 @@ def _is_zero(fd: int, offset: int, length: int) -> bool:
 def _dig(fd: int, runs: t.Iterable[tuple[int, int]]) -> None:
     size = os.fstat(fd).st_size
     for offset, length in runs:
+        give_way_if_asked()
         # The kernel frees whole blocks: that of a short end only if it is punched as a whole.
         beyond = -length % BLOCK_BYTES if offset + length == size else 0
         punch_hole(fd, offset=offset, length=length + beyond)

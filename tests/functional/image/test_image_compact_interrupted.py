@@ -91,11 +91,11 @@ def child_pids(process: subprocess.Popen) -> list[int]:
     return list(map(int, text.split()))
 
 
-def test_a_signal_between_rename_and_end_waits_until_all_is_in_order(tmp_path):
+def test_a_signal_between_exchange_and_end_waits_until_all_is_in_order(tmp_path):
     path = image(tmp_path / "x.qcow2")
     shutil.copy(path, tmp_path / "pristine")
-    prefix = ("strace", "-qq", "-o", "/dev/null", "-e", "trace=rename")
-    prefix += ("-e", "inject=rename:delay_exit=1000000")
+    prefix = ("strace", "-qq", "-o", "/dev/null", "-e", "trace=renameat2")
+    prefix += ("-e", "inject=renameat2:delay_exit=1000000")
     inode = path.stat().st_ino
     process = start(path, prefix=prefix, method="rewrite")
     wait_for(lambda: path.stat().st_ino != inode)

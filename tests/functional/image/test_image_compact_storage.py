@@ -150,8 +150,8 @@ def test_a_full_disk_refuses_a_copy(mounted):
 @pytest.mark.parametrize(
     ("call", "number", "says"),
     [
-        ("rename", "EIO", "cannot be replaced: Input/output error"),
-        ("rename", "EXDEV", "cannot be replaced"),
+        ("renameat2", "EIO", "cannot be replaced: Input/output error"),
+        ("renameat2", "EXDEV", "cannot be replaced"),
         ("fchown", "EPERM", "cannot be compacted: Operation not permitted"),
         ("fchmod", "EPERM", "cannot be compacted: Operation not permitted"),
     ],

@@ -88,10 +88,10 @@ SWAP = "write fsync fsync"
 
 def assert_in_order(calls: str, kind: str) -> None:
     """All that counts when the power goes."""
-    drop = "unlink " if kind == "rewrite" else ""
+    drop = "unlink unlink " if kind == "rewrite" else "unlink "
     done = f"{drop}fsync ftruncate fsync"
-    assert f"{COPIED} {SWAP} linkat rename fsync {done}" in calls
-    assert calls.split().count("rename") == 1
+    assert f"{COPIED} {SWAP} linkat renameat2 fsync {done}" in calls
+    assert calls.split().count("renameat2") == 1
 
 
 @pytest.mark.storm
@@ -124,9 +124,9 @@ def test_killed_at_each_system_call(tmp_path, kind, record_property):
         assert process.returncode == -9, (where, said)
         wait_for(lambda: users_of(pool) == [], seconds=2)
         assert_same(path, pristine)
-        # From the rename on, and not before, the name means the new image.
+        # From the exchange on, and not before, the name means the new image.
         assert (path.stat().st_ino != inode) is new_image, where
-        new_image = new_image or call == "rename"
+        new_image = new_image or call == "renameat2"
         entry = entry_of(path, **parameters)
         assert entry["recovered"] or not leftovers(pool), where
         assert_same(path, pristine)

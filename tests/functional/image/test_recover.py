@@ -16,6 +16,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
     open_journal,
     temp_name,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.exchange import exchange_names
 from image_lab import create, qemu_io
 from qemu_machine import Machine, blockdev
 from recovery_lab import identity, names, recovery_refused, run_recovery
@@ -57,20 +58,22 @@ class Left:
 
 
 @pytest.mark.parametrize("keep", [False, True])
-@pytest.mark.parametrize("stage", ["copy", "swap", "linked", "renamed", "dropped"])
+@pytest.mark.parametrize("stage", ["copy", "swap", "linked", "exchanged", "renamed", "dropped"])
 def test_every_stage(path, stage, keep):
     left = Left(path, keep_original=keep)
     left.write(left.record)
     if stage != "copy":
         left.write(left.swap)
-    if stage in ("linked", "renamed", "dropped"):
+    if stage in ("linked", "exchanged", "renamed", "dropped"):
         os.link(path, left.kept)
+    if stage == "exchanged":
+        assert exchange_names(str(path), str(left.temp))
     if stage in ("renamed", "dropped"):
         os.rename(left.temp, path)
     if stage == "dropped" and not keep:
         os.unlink(left.kept)
     said = run_recovery(path)
-    finished = stage in ("renamed", "dropped")
+    finished = stage in ("exchanged", "renamed", "dropped")
     assert said.startswith("A run that was killed (process 7, rewrite, ")
     assert said.endswith("was finished." if finished else "was undone.")
     assert identity(path) == (left.copy if finished else left.original)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
+    GaveWayError,
     ImageError,
     RefusedError,
     ThinvirtError,
@@ -29,7 +30,9 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
     temp_name,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_img import Copy
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage import lease
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.extents import file_usage
+from compact_lab import wait_for
 from image_lab import create, qemu_io
 from qemu_machine import Machine, blockdev
 from recovery_lab import identity, names, recovery_refused, run_recovery
@@ -103,39 +106,150 @@ def test_the_journal_stays_until_the_last_name_is_on_the_disk(path, monkeypatch)
     assert all(sizes)
 
 
+#: Opens a file for writing, writes something to it, and goes on with it.
+WRITER = """
+import os, sys
+print(flush=True)
+fd = os.open(sys.argv[1], os.O_RDWR)
+os.write(fd, sys.argv[2].encode())
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+def at_exchange(monkeypatch, before=lambda: None, after=lambda: None) -> None:
+    """Do something just before the names are exchanged for the first time, or just after."""
+    real, done = replace.exchange_names, []
+
+    def exchange(*names):
+        done.append(names)
+        if len(done) == 1:
+            before()
+        result = real(*names)
+        if len(done) == 1:
+            after()
+        return result
+
+    monkeypatch.setattr(replace, "exchange_names", exchange)
+
+
 @contextlib.contextmanager
-def writer_at(monkeypatch, call: str, path: Path, *, writes: bytes):
-    """A program opens the image by its name just before a system call, and goes on with it."""
-    code = (
-        "import os, sys\n"
-        "fd = os.open(sys.argv[1], os.O_RDWR)\n"
-        "os.write(fd, sys.argv[2].encode())\n"
-        "print(flush=True)\n"
-        "sys.stdin.read()\n"
-    )
-    real, children = getattr(os, call), []
+def writers():
+    """Starts programs that write to a file; those that are kept waiting are not waited for."""
+    children = []
 
-    def late(*arguments, **more):
-        if not children:
-            argv = [sys.executable, "-c", code, path, writes]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            children.append(subprocess.Popen(argv, **pipes))
-            children[0].stdout.readline()
-        return real(*arguments, **more)
+    def start(path, *, writes=b"", waits: bool):
+        argv = [sys.executable, "-c", WRITER, path, writes]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        children.append(subprocess.Popen(argv, **pipes))
+        children[-1].stdout.readline()
+        if waits:
+            wchan = Path(f"/proc/{children[-1].pid}/wchan")
+            wait_for(lambda: "lease" in wchan.read_text())
+        else:
+            children[-1].stdout.readline()
 
-    monkeypatch.setattr(os, call, late)
-    yield children
-    monkeypatch.undo()
-    for child in children:
-        child.communicate()
+    try:
+        yield start
+    finally:
+        for child in children:
+            child.communicate()
 
 
+@pytest.mark.parametrize("keep", ["", "x.qcow2.thinvirt-original"])
+@pytest.mark.parametrize("instant", ["before", "after"])
+def test_a_program_that_opens_the_image_while_it_gets_its_copy(path, monkeypatch, keep, instant):
+    """It has looked up the name already, and gets the image that has it again."""
+    before, original = identity(path), path.parent / "other name"
+    os.link(path, original)
+    with writers() as start:
+
+        def come():
+            start(original, writes=b"late", waits=True)
+
+        at_exchange(monkeypatch, **{instant: come})
+        with pytest.raises(GaveWayError, match="and was let in first; nothing was changed"):
+            swap(path, keep=keep, source=before)
+    assert identity(path).ino == before.ino
+    assert path.read_bytes()[:4] == b"late"
+    assert names(path) == ["other name", "x.qcow2"]
+
+
+def test_a_program_that_opens_the_copy_by_its_new_name_waits(path, monkeypatch):
+    """And then has what is the image."""
+    with writers() as start:
+        at_exchange(monkeypatch, after=lambda: start(path, writes=b"new", waits=True))
+        swap(path, source=identity(path))
+    assert path.read_bytes()[:3] == b"new"
+    assert names(path) == ["x.qcow2"]
+
+
+def test_two_programs_of_which_each_has_another_of_the_files(path, monkeypatch):
+    """Neither may lose what it writes."""
+    before, original = identity(path), path.parent / "other name"
+    os.link(path, original)
+    with writers() as start:
+
+        def come():
+            start(original, writes=b"one", waits=True)
+            start(path, writes=b"two", waits=True)
+
+        at_exchange(monkeypatch, after=come)
+        with pytest.raises(RefusedError, match="the original was opened at the last moment"):
+            swap(path, source=before)
+    assert path.read_bytes()[:3] == b"two"
+    (kept,) = [name for name in names(path) if name.endswith(".tmp")]
+    assert (path.parent / kept).read_bytes()[:3] == b"one"
+    recovery_refused(path, "one of them was changed after a run that was killed")
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_an_image_that_is_exchanged_as_its_copy_gets_the_name(path, monkeypatch, seen):
+    before, restored = identity(path), path.parent / "restored"
+    restored.write_bytes(b"from a backup")
+    at_exchange(monkeypatch, lambda: os.rename(restored, path))
+    if not seen:
+        with pytest.raises(RefusedError, match="changed or exchanged by somebody else; it was lef"):
+            swap(path, source=before)
+        assert names(path) == ["x.qcow2"]
+        assert path.read_bytes() == b"from a backup"
+        return
+    monkeypatch.setattr(replace._Held, "can_go_back", lambda _held: False)
+    with open_journal(str(path)) as journal, a_copy(path) as copy:
+        record = Record("rewrite", "copy", 7, before, temp=os.path.basename(copy.name))
+        with pytest.raises(RefusedError, match="it is the copy now, and what was"):
+            replace.swap_in(
+                copy, str(path), journal=journal, record=record, stages=replace.Stages()
+            )
+    assert copy.is_theirs
+    assert Path(copy.name).read_bytes() == b"from a backup"
+    recovery_refused(path, "one of them was changed after a run that was killed")
+
+
+def test_a_file_system_that_exchanges_no_names(path, monkeypatch):
+    monkeypatch.setattr(replace, "exchange_names", lambda *_names: False)
+    before = identity(path)
+    swap(path, source=before)
+    assert names(path) == ["x.qcow2"]
+    assert identity(path).ino != before.ino
+
+
+# Where there are no leases
+
+
+@pytest.fixture
+def no_leases(monkeypatch):
+    """As on NFS."""
+    monkeypatch.setattr(lease, "_place", lambda _fd, _kind: None)
+
+
+@pytest.mark.usefixtures("no_leases")
 @pytest.mark.parametrize("writes", [b"", b"late"])
 @pytest.mark.parametrize("keep", ["", "x.qcow2.thinvirt-original"])
 def test_a_program_that_opens_the_original_just_before_the_rename(path, monkeypatch, writes, keep):
     before = identity(path)
-    with writer_at(monkeypatch, "rename", path, writes=writes):
-        monkeypatch.setattr(replace, "LEAVE_SECONDS", 0.3)
+    with writers() as start:
+        at_exchange(monkeypatch, lambda: start(path, writes=writes, waits=False))
         with pytest.raises(RefusedError, match="the original was opened at the last moment"):
             swap(path, keep=keep, source=before)
         assert path.read_bytes()[:4] == b"QFI\xfb"
@@ -144,6 +258,8 @@ def test_a_program_that_opens_the_original_just_before_the_rename(path, monkeypa
         original = path.parent / kept
         assert kept == keep or kept.endswith(".tmp")
         assert original.stat().st_ino == before.ino
+        if not keep:
+            recovery_refused(path, r"which a killed run has left, is in use by .* \(")
     # It has ended. What it has written is nowhere else.
     if writes:
         with pytest.raises(RefusedError, match="one of them was changed after a run"):
@@ -154,17 +270,17 @@ def test_a_program_that_opens_the_original_just_before_the_rename(path, monkeypa
         assert original.exists() is bool(keep)
 
 
+@pytest.mark.usefixtures("no_leases")
 def test_a_program_that_wrote_to_the_original_and_is_gone_again(path, monkeypatch):
     """Just before the rename: what it wrote is in no copy."""
-    before, real = identity(path), os.rename
 
-    def rename(*arguments):
+    def write():
         with open(path, "r+b") as file:
             file.write(b"late")
         os.utime(path)
-        real(*arguments)
 
-    monkeypatch.setattr(os, "rename", rename)
+    before = identity(path)
+    at_exchange(monkeypatch, write)
     with pytest.raises(RefusedError, match="the original was opened at the last moment"):
         swap(path, source=before)
     (kept,) = [name for name in names(path) if name.endswith(".tmp")]

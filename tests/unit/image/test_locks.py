@@ -1,14 +1,12 @@
 # SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Locks and holders, with locks taken by another open file of this process and a child."""
+"""Locks, taken by another open file of this process."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import struct
-import subprocess
-import sys
 
 import pytest
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image import locks
@@ -84,32 +82,3 @@ def test_a_file_without_such_locks_is_unknown(monkeypatch):
     state = locks.probe_locks(0)
     assert not state.known
     assert not state.in_use
-
-
-def test_holders_are_found_by_inode_whatever_the_name(image, tmp_path):
-    other = tmp_path / "hard link"
-    os.link(image, other)
-    code = "import sys; f = open(sys.argv[1]); print(flush=True); sys.stdin.read()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code, other], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as child:
-        child.stdout.readline()
-        with open(f"/proc/{child.pid}/comm") as file:
-            command = file.read().strip()
-        status = image.stat()
-        key = (status.st_dev, status.st_ino)
-        with open(image):  # our own does not count
-            found = locks.find_holders({key, (0, 0)})
-        child.stdin.close()
-    assert found == {key: [locks.Holder(child.pid, command)]}
-
-
-def test_nothing_is_scanned_for_nothing():
-    assert locks.find_holders(set(), proc="/nowhere") == {}
-    assert locks.find_holders({(1, 2)}, proc="/nowhere") == {}
-
-
-def test_the_scan_is_bounded(monkeypatch):
-    monkeypatch.setattr(locks, "MAX_SCAN_SECONDS", -1)
-    monkeypatch.setattr(locks, "_open_files", None)
-    assert locks.find_holders({(1, 2)}) == {}
