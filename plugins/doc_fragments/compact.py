@@ -78,6 +78,15 @@ options:
     description: Consent to O(method=trim), which changes the file systems in the image in place.
     type: bool
     default: false
+  accept_unsharing:
+    description:
+      - Consent to rewrite an image that shares blocks with other files, by reflinks or by snapshots
+        of the file system, even though the host is fuller afterwards. The copy shares nothing.
+      - Otherwise such an image is refused, with what that would cost. V(punch) leaves it shared and
+        frees only what nobody else has.
+    type: bool
+    default: false
+    version_added: 0.1.0
   timeout:
     description: Seconds for one image.
     type: int

@@ -51,6 +51,7 @@ def compact_spec() -> dict[str, t.Any]:
         "allowed_dirs": {"type": "list", "elements": "str", "default": []},
         "keep_original": {"type": "bool", "default": False},
         "accept_no_rollback": {"type": "bool", "default": False},
+        "accept_unsharing": {"type": "bool", "default": False},
         "timeout": {"type": "int", "default": 21600},
     }
 

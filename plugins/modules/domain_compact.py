@@ -300,7 +300,19 @@ domains:
           type: int
           returned: with O(power=live), when it was begun
         freed_bytes:
-          description: Blocks that the host got back.
+          description:
+            - Blocks that the host got back; those that other files share are not counted, and an
+              original that is kept is. Negative where the host is fuller than before.
+          type: int
+          returned: success
+        free_before_bytes:
+          description:
+            - What was free on the file system of the new image before, as a second witness;
+              everybody else who writes to it changes it as well. V(null) in check mode.
+          type: int
+          returned: success
+        free_after_bytes:
+          description: The same afterwards.
           type: int
           returned: success
         error:

@@ -177,7 +177,9 @@ domains:
           type: str
           sample: /var/lib/libvirt/images/web1.qcow2
         allocated_before_bytes:
-          description: Allocated blocks before, V(null) for a block device.
+          description:
+            - Allocated blocks before that no other file shares, by a reflink or a snapshot of the
+              file system. V(null) for a block device.
           type: int
           sample: 874512384
         allocated_after_bytes:

@@ -17,7 +17,8 @@ description:
     run has left is ended or undone by the next one on the same image.
   - An image that is in use, or that something else depends on, is refused with the reason and the
     remedy, and nothing is changed.
-  - C(freed_bytes) is allocated blocks on the host, before and after.
+  - C(freed_bytes) is allocated blocks on the host that no other file shares, before and after.
+    It is negative where the host is fuller than before, as with O(keep_original).
 extends_documentation_fragment:
   - thinvirt.kvm.libvirt
   - thinvirt.kvm.compact
@@ -139,19 +140,37 @@ images:
       type: str
       returned: success
     before:
-      description: Sizes before; C(virtual_size_bytes), C(allocated_bytes) and C(length_bytes).
+      description:
+        - Sizes before; C(virtual_size_bytes), C(allocated_bytes), C(length_bytes), and
+          C(shared_bytes), what of the allocated ones other files have too.
       type: dict
       returned: success
       sample: {virtual_size_bytes: 10737418240, allocated_bytes: 2414870528,
-               length_bytes: 2415329280}
+               length_bytes: 2415329280, shared_bytes: 0}
     after:
       description: The same after; in check mode an estimate.
       type: dict
       returned: success
     freed_bytes:
-      description: Blocks that the host got back.
+      description:
+        - Blocks that the host got back; those that other files share are not counted, and an
+          original that is kept is. Negative where the host is fuller than before.
+        - On btrfs, which frees an extent only as a whole, no more than C(free_after_bytes) less
+          C(free_before_bytes).
       type: int
       returned: success
+    free_before_bytes:
+      description:
+        - What was free on the file system before, as a second witness; everybody else who writes to
+          it changes it as well. V(null) in check mode.
+      type: int
+      returned: success
+      sample: 41943040000
+    free_after_bytes:
+      description: The same afterwards.
+      type: int
+      returned: success
+      sample: 43553652736
     reclaimable_bytes:
       description:
         - What was found that could come back, also when it was too little to do something; V(null)

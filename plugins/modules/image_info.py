@@ -188,13 +188,15 @@ images:
       sample: 10739318784
     reclaimable_bytes:
       description:
-        - What a rewrite would save at least, estimated without reading the guest's data.
+        - What a rewrite would save at least, estimated without reading the guest's data. Blocks
+          that other files share are not counted.
         - For qcow2 it is C(allocated_bytes) less what C(qemu-img measure) requires for a copy with
           the same cluster size. That counts the clusters that are allocated, so this is the space
           of clusters that nothing refers to. Zeros that the guest wrote come on top of it, and
           compression.
         - For a raw file it is the space that is allocated and was never written.
-        - Null where nothing can be promised; for an image that is written to, is encrypted, has
+        - Null where nothing was found, as zeros of the guest were not looked for, and where nothing
+          can be promised; for an image that is written to, is encrypted, has
           internal snapshots (a rewrite would lose them) or a data file, and for block devices.
       returned: success
       type: int

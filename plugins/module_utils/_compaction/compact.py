@@ -283,7 +283,8 @@ class Compactor:
                 return
             done.live = work.live
             done.outcome = dataclasses.replace(estimated, method="none", after=estimated.before)
-            work.carry_out(done.outcome)
+            with done.outcome.witnessed(self.request.dest_dir or os.path.dirname(path)):
+                work.carry_out(done.outcome)
         except ThinvirtError as error:
             done.error = error
 
@@ -343,7 +344,8 @@ class Compactor:
             move.refuse()
         else:
             outcome = dataclasses.replace(outcome, method="none", after=outcome.before)
-            move.carry_out(outcome)
+            with outcome.witnessed(request.dest_dir):
+                move.carry_out(outcome)
         return outcome
 
 

@@ -26,7 +26,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     ThinvirtError,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._findings import Finding
-from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.extents import file_usage
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.extents import own_bytes
 
 #: libvirtd works on so many requests of one connection at a time (max_client_requests in
 #: libvirtd.conf); more threads would only wait there.
@@ -37,7 +37,7 @@ UNTRIMMED_MIN_BYTES = 1 << 30
 
 @dataclasses.dataclass(frozen=True)
 class DiskTrim:
-    """Blocks of one disk on the host; None where the host cannot tell (block devices)."""
+    """Blocks of one disk on the host that no other file shares; None for block devices."""
 
     target: str
     path: str
@@ -217,7 +217,7 @@ def _trim(
         agent.ping(guest)
         outcome.guest_os = agent.guest_os(guest)
         paths = _paths(hypervisor, live)
-        before = {target: file_usage(path).allocated_bytes for target, path in paths.items()}
+        before = {target: own_bytes(path) for target, path in paths.items()}
         try:
             if not check_mode:
                 with died.kept_alive(guest, ran=True):
@@ -229,7 +229,7 @@ def _trim(
         finally:
             # a guest that ran out of time has given back what it has trimmed until then
             outcome.disks = tuple(
-                DiskTrim(target, path, before[target], file_usage(path).allocated_bytes)
+                DiskTrim(target, path, before[target], own_bytes(path))
                 for target, path in paths.items()
             )
         outcome.status = "would_trim" if check_mode else "trimmed"

@@ -55,8 +55,10 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.sparsify import sparsify
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_wait
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.extents import (
+    Extent,
     allocated_extents,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.filesystem import free_now
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.lease import Lease
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.punch import can_punch_holes
@@ -136,6 +138,7 @@ def _compact(
         return outcome
     with _journal(name, request) as journal:
         recovered = recover(name, journal)
+        free = free_now(os.path.dirname(name))
         with open_image(name) as image:
             work = _Compaction(
                 image,
@@ -157,6 +160,7 @@ def _compact(
                 if lease.missing:
                     kept_out = f"Only who heeds QEMU's locks was kept out: {lease.missing}."
                     outcome.reason = f"{outcome.reason} {kept_out}".lstrip()
+        outcome.witness(free, free_now(os.path.dirname(name)))
         outcome.recovered = recovered
         return outcome
 
@@ -172,6 +176,26 @@ def _journal(name: str, request: policy.Request) -> t.Iterator[Journal]:
                 raise
             journal = no_journal(error)
         yield journal
+
+
+def facts_of(image: OpenImage, header: ImageHeader) -> policy.Facts:
+    """What is to be known of an image to decide what to do.
+
+    :raises ThinvirtError: the file can't be read.
+    """
+    extents: list[Extent] = []
+    try:
+        if not header.block_device:
+            extents = list(allocated_extents(image.fd, flush=True))
+    except OSError as error:
+        raise failure(image.path, "read", error) from error
+    return policy.Facts(
+        header=header,
+        data_bytes=sum(extent.length for extent in extents if not extent.unwritten),
+        unwritten_bytes=sum(extent.length for extent in extents if extent.unwritten),
+        links=os.fstat(image.fd).st_nlink,
+        shared_bytes=sum(extent.length for extent in extents if extent.shared),
+    )
 
 
 class _Compaction:
@@ -204,11 +228,11 @@ class _Compaction:
     def done(self) -> Outcome:
         """Decide, and carry it out unless it is check mode."""
         header = self._header()
-        sizes = sizes_of(header)
+        sizes = sizes_of(header, self.image.fd)
         outcome = Outcome(self.image.path, before=sizes, after=sizes)
         users = tuple(o for o in self.obstacles(self.image) if o.unless_format != header.format)
         policy.refuse_obstacles(self.image.path, users, punch=self.request.method != "trim")
-        facts = self._facts(header)
+        facts = facts_of(self.image, header)
         policy.refuse_any_change(self.image.path, facts, self.request)
         if self.request.method == "trim":
             self._trim(outcome, header)
@@ -221,18 +245,6 @@ class _Compaction:
     def _header(self) -> ImageHeader:
         return read_open_header(
             self.image, path=self.image.path, image_format=self.request.image_format
-        )
-
-    def _facts(self, header: ImageHeader) -> policy.Facts:
-        fd = self.image.fd
-        sums = {False: 0, True: 0}
-        for extent in allocated_extents(fd, flush=True) if not header.block_device else ():
-            sums[extent.unwritten] += extent.length
-        return policy.Facts(
-            header=header,
-            data_bytes=sums[False],
-            unwritten_bytes=sums[True],
-            links=os.fstat(fd).st_nlink,
         )
 
     def _shrink(
@@ -271,16 +283,21 @@ class _Compaction:
         """Turn zeros into holes, in place: the content is the same at every instant."""
         enough = self.request.threshold(facts.allocated_bytes)
         if self.journal is None:
-            found = self._count_zeros()
+            found = self._count_zeros(shared=False)
             folder = os.path.dirname(self.image.path)
             if found >= enough and can_punch_holes(folder).works is False:
                 raise self._cannot_punch()
         else:
             with self._noted("punch", self.journal), self.stages.stage("punch"):
-                self.zeros = found = self._dig(enough)
+                found = self._dig(enough)
+                self.zeros = None if self.request.accept_unsharing else found
         outcome.reclaimable_bytes = found
         if found < enough:
             outcome.reason = f"{found} bytes are zeros, less than the {enough} worth it."
+            if facts.shared_bytes:
+                outcome.reason += (
+                    f" It shares {facts.shared_bytes} bytes with other files, which do not count."
+                )
             return
         outcome.reason = f"{found} bytes were zeros: no copy is needed to give them back."
         if self.journal is None:
@@ -289,7 +306,7 @@ class _Compaction:
                 outcome.before, allocated_bytes=max(0, outcome.before.allocated_bytes - found)
             )
             return
-        outcome.after = sizes_of(self._header())
+        outcome.after = sizes_of(self._header(), self.image.fd)
         if outcome.freed_bytes > 0:
             outcome.method = "punch"
         else:
@@ -314,16 +331,20 @@ class _Compaction:
             remedy="Use method=rewrite, which needs none.",
         )
 
-    def _count_zeros(self, enough: int | None = None) -> int:
-        """Bytes of zeros in the image's data, of which no more than enough need be found."""
+    def _count_zeros(self, enough: int | None = None, *, shared: bool | None = None) -> int:
+        """Bytes of zeros in the image's data, of which no more than enough need be found.
+
+        :param shared: also those that other files have; by default if the copy is to share nothing.
+        """
+        shared = self.request.accept_unsharing if shared is None else shared
         if self.zeros is not None:
             return self.zeros
         try:
             with self.stages.stage("scan"):
-                found = count_zeros(self.image.fd, enough=enough)
+                found = count_zeros(self.image.fd, enough=enough, shared=shared)
         except OSError as error:
             raise failure(self.image.path, "read", error) from error
-        if enough is None or found < enough:
+        if (enough is None or found < enough) and shared == self.request.accept_unsharing:
             self.zeros = found
         return found
 
@@ -357,9 +378,10 @@ class _Compaction:
             fd = self.image.fd
             sparsify(self.image.path, header.format, self.request.timeout, self.runner, fd=fd)
         with open_image(self.image.path) as image:
-            outcome.after = sizes_of(
-                read_open_header(image, path=image.path, image_format=self.request.image_format)
+            header = read_open_header(
+                image, path=image.path, image_format=self.request.image_format
             )
+            outcome.after = sizes_of(header, image.fd)
         outcome.reclaimable_bytes = outcome.freed_bytes
         if outcome.freed_bytes >= enough:
             outcome.method, outcome.reason = "trim", "The file systems inside were trimmed."

@@ -40,6 +40,7 @@ class Request:
     :param min_free_bytes: what a copy must leave free on the file system.
     :param keep_original: leave the original beside the new image.
     :param accept_no_rollback: consent to a method that has no way back.
+    :param accept_unsharing: consent to rewrite an image that shares blocks with other files.
     :param timeout: seconds for one image.
     :param dest_dir: the folder for the rewritten image, symlinks resolved; empty to leave it where
         it is.
@@ -56,6 +57,7 @@ class Request:
     flatten: bool = False
     keep_original: bool = False
     accept_no_rollback: bool = False
+    accept_unsharing: bool = False
     allowed_dirs: tuple[str, ...] = ()
     timeout: float = 6 * 3600.0
     dest_dir: str = ""
@@ -150,6 +152,7 @@ class Facts:
     :param unwritten_bytes: allocated, and never written.
     :param links: names that the file has.
     :param bitmaps: persistent bitmaps, with their flags.
+    :param shared_bytes: of what is allocated, what other files have too.
     """
 
     header: ImageHeader
@@ -157,6 +160,7 @@ class Facts:
     unwritten_bytes: int
     links: int
     bitmaps: tuple[Bitmap, ...] = ()
+    shared_bytes: int = 0
 
     @property
     def allocated_bytes(self) -> int:
@@ -224,6 +228,15 @@ def refuse_rewrite(path: str, facts: Facts, request: Request) -> None:
             path,
             f"has {facts.links} names (hard links); the others would keep the old image",
             "Remove the other names, or use method=punch.",
+        )
+    if facts.shared_bytes and not request.accept_unsharing:
+        own = max(0, facts.allocated_bytes - facts.shared_bytes)
+        raise _refused(
+            path,
+            f"shares {facts.shared_bytes} bytes with other files (reflinks or snapshots), which "
+            f"would not come back; a copy may take up to {facts.data_bytes} bytes, and gives back "
+            f"no more than {own}",
+            "Consent with accept_unsharing=true, or use method=punch, which leaves them shared.",
         )
     if header is None:
         return

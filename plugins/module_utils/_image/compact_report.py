@@ -90,6 +90,8 @@ def entry(path: str, outcome: Outcome | ThinvirtError) -> Result:
         "before": dataclasses.asdict(outcome.before),
         "after": dataclasses.asdict(outcome.after),
         "freed_bytes": outcome.freed_bytes,
+        "free_before_bytes": outcome.free_before_bytes,
+        "free_after_bytes": outcome.free_after_bytes,
         "reclaimable_bytes": outcome.reclaimable_bytes,
         "recovered": outcome.recovered,
         "kept": encodable(outcome.kept),
@@ -106,6 +108,8 @@ def line(outcome: Outcome | ThinvirtError, *, check_mode: bool) -> str:
         return f"failed. {outcome}"
     if not outcome.changed:
         return f"left as it is. {outcome.reason}"
-    freed = f"{outcome.freed_bytes / 2**20:.1f} MiB {'to be freed' if check_mode else 'freed'}"
+    size, more = abs(outcome.freed_bytes) / 2**20, outcome.freed_bytes < 0
+    done = "more to be taken" if more else "to be freed"
+    freed = f"{size:.1f} MiB {done if check_mode else done.replace('to be ', '')}"
     where = f" Moved to {shown(outcome.moved_to)}." if outcome.moved_to else ""
     return f"{outcome.method}, {freed}. {outcome.reason}{where}"

@@ -117,14 +117,17 @@ class Rewrite:
         refuse_reader(self.image.fd, self.image.path)
         plan = self.plan()
         enough = self.request.threshold(self.facts.allocated_bytes)
+        smaller = 0
+        if plan.keeps_form and plan.preallocated:
+            outcome.reason = "It has the form that was asked for, and is preallocated."
+            return
         if plan.keeps_form:
-            outcome.reclaimable_bytes = 0 if plan.preallocated else self._estimate(plan, enough)
-            if outcome.reclaimable_bytes < enough:
+            smaller = self._estimate(plan, enough)
+            outcome.reclaimable_bytes = self._gained(smaller)
+            if smaller < enough:
                 outcome.reason = (
-                    "It has the form that was asked for, and is preallocated."
-                    if plan.preallocated
-                    else f"A rewrite would save {outcome.reclaimable_bytes} bytes at most, less "
-                    f"than the {enough} worth it."
+                    f"A rewrite would save {smaller} bytes at most, less than the {enough} worth "
+                    "it."
                 )
                 return
         keep = f"{os.path.basename(self.image.path)}.thinvirt-original"
@@ -137,16 +140,20 @@ class Rewrite:
         outcome.reason = "The image has another form than asked for."
         if plan.keeps_form:
             outcome.reason = f"{enough} bytes or more of it are zeros, or clusters of no use."
+        outcome.kept = os.path.join(os.path.dirname(self.image.path), keep) if keep else ""
         if self.journal is None:
+            allocated = self._predicted(smaller, plan)
             outcome.after = dataclasses.replace(
-                outcome.before, allocated_bytes=self._predicted(outcome, plan)
+                outcome.before, allocated_bytes=allocated, shared_bytes=0
             )
             return
-        outcome.kept = os.path.join(os.path.dirname(self.image.path), keep) if keep else ""
         with open_image(self.image.path) as image:
-            outcome.after = sizes_of(
-                read_open_header(image, path=image.path, image_format=self.facts.header.format)
-            )
+            header = read_open_header(image, path=image.path, image_format=self.facts.header.format)
+            outcome.after = sizes_of(header, image.fd)
+
+    def _gained(self, smaller: int) -> int:
+        """What the host has back of an image that is so much smaller, and shares nothing then."""
+        return max(0, smaller - self.facts.shared_bytes)
 
     def plan(self) -> Plan:
         """Decide what the copy is to be like.
@@ -207,7 +214,7 @@ class Rewrite:
             outcome.compared = True
             saved = allocated - (new.usage.allocated_bytes or 0)
             if plan.keeps_form or plan.denser:
-                outcome.reclaimable_bytes = max(0, saved)
+                outcome.reclaimable_bytes = self._gained(saved)
             # Data that can't be compressed is the same in the new form.
             if (plan.keeps_form or plan.denser) and saved < enough:
                 outcome.reason = (
@@ -289,10 +296,10 @@ class Rewrite:
             return dead
         return min(facts.allocated_bytes, dead + max(0, zeros - tables))
 
-    def _predicted(self, outcome: Outcome, plan: Plan) -> int:
+    def _predicted(self, smaller: int, plan: Plan) -> int:
         """What the copy will take, as far as that can be told."""
         if plan.keeps_form:
-            return max(0, self.facts.allocated_bytes - (outcome.reclaimable_bytes or 0))
+            return max(0, self.facts.allocated_bytes - smaller)
         if plan.copy.options.get("preallocation") in ("falloc", "full"):
             return plan.needed_bytes
         needed = max(0, plan.needed_bytes - self.zeros(None))

@@ -9,12 +9,12 @@ wrong.  It only tells whether shutting the guest down is worth it.
 from __future__ import annotations
 
 import dataclasses
-import os
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import RefusedError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact import (
     Obstacles,
     Outcome,
+    facts_of,
     sizes_of,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact_policy import (
@@ -41,9 +41,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import
     Stages,
     fd_storage,
 )
-from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.extents import (
-    allocated_extents,
-)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.zeros import count_zeros
 
@@ -68,7 +65,7 @@ def estimate(
         refuse_obstacles(image.path, users, punch=request.method != "trim")
         facts = facts_in_use(image, header)
         refuse_any_change(image.path, facts, request)
-        sizes = sizes_of(header)
+        sizes = sizes_of(header, image.fd)
         outcome = Outcome(image.path, before=sizes, after=sizes)
         with stages.stage("estimate"):
             try:
@@ -80,7 +77,7 @@ def estimate(
                 dead = _dead_bytes(
                     image.fd, header, QemuImg(timeout=request.timeout, runner=runner)
                 )
-        found = min(sizes.allocated_bytes, zeros + dead)
+        found = min(sizes.own_bytes, zeros + dead)
         enough = request.threshold(sizes.allocated_bytes)
         outcome.reclaimable_bytes = found
         if request.method == "trim":
@@ -97,7 +94,7 @@ def estimate(
                 outcome.after = dataclasses.replace(
                     sizes, allocated_bytes=max(0, sizes.allocated_bytes - found)
                 )
-            outcome.reason = refusal or f"About {found} bytes are zeros, or clusters of no use."
+            outcome.reason = refusal or f"At least {found} bytes are zeros, or clusters of no use."
         outcome.seconds = dict(stages.seconds)
         return outcome
 
@@ -107,18 +104,7 @@ def facts_in_use(image: OpenImage, header: ImageHeader) -> Facts:
     if header.qcow2 is not None:
         qcow2 = dataclasses.replace(header.qcow2, features=header.qcow2.features - {"dirty"})
         header = dataclasses.replace(header, qcow2=qcow2)
-    sums = {False: 0, True: 0}
-    try:
-        for extent in allocated_extents(image.fd, flush=True) if not header.block_device else ():
-            sums[extent.unwritten] += extent.length
-    except OSError as error:
-        raise failure(image.path, "read", error) from error
-    return Facts(
-        header=header,
-        data_bytes=sums[False],
-        unwritten_bytes=sums[True],
-        links=os.fstat(image.fd).st_nlink,
-    )
+    return facts_of(image, header)
 
 
 def _refusal(path: str, facts: Facts, request: Request, users: list[Obstacle]) -> str:

@@ -54,6 +54,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_output im
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.extents import (
     data_extents,
     extent_count,
+    shared_bytes,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
 
@@ -102,6 +103,7 @@ class Layout:
     hole_bytes: int
     data_bytes: int
     extents: int | None
+    shared_bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +182,7 @@ def _layout(image: OpenImage, header: ImageHeader, deadline: float) -> Layout:
         hole_bytes=length_bytes - data_bytes,
         data_bytes=data_bytes,
         extents=extent_count(image.fd),
+        shared_bytes=shared_bytes(image.fd, flush=False),
     )
 
 
@@ -199,7 +202,12 @@ def _raw_reclaimable(header: ImageHeader, layout: Layout | None, locks: LockStat
         return None
     # The last block of a file is allocated as a whole.
     whole = -(-layout.data_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
-    return max(0, header.allocated_bytes - whole)
+    return _at_least(header.allocated_bytes - layout.shared_bytes - whole)
+
+
+def _at_least(found: int) -> int | None:
+    """None instead of 0: zeros that the guest has written were not looked for."""
+    return found if found > 0 else None
 
 
 def _ask_qemu(image: OpenImage, info: ImageInfo, options: Options, tool: QemuImg) -> ImageInfo:
@@ -251,4 +259,5 @@ def _reclaimable(info: ImageInfo, tool: QemuImg, spec: str) -> int | None:
         options["extended_l2"] = "on"
     measured = tool.measure(spec, target_format="qcow2", options=options)
     needed = measured.required_bytes + measured.bitmaps_bytes
-    return max(0, info.header.allocated_bytes - needed)
+    shared = info.layout.shared_bytes if info.layout is not None else 0
+    return _at_least(info.header.allocated_bytes - shared - needed)

@@ -252,7 +252,7 @@ class LiveCompaction:
             outcome.kept = os.path.join(os.path.dirname(self.path), self._keep)
         with open_image(self.files.new) as image:
             header = read_open_header(image, path=image.path, image_format=self.disk.format)
-            outcome.after = sizes_of(header)
+            outcome.after = sizes_of(header, image.fd)
 
     def refuse(self) -> None:
         """Refuse what can be seen before anything is changed.

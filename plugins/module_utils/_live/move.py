@@ -156,7 +156,7 @@ class Move:
             header = read_open_header(
                 image, path=image.path, image_format=self.request.image_format
             )
-            outcome.after = sizes_of(header)
+            outcome.after = sizes_of(header, image.fd)
 
     def _settling(self, journal: Journal, beside: Journal | None) -> Settling:
         return Settling(

@@ -27,6 +27,7 @@ _FIEMAP_EXTENT = struct.Struct("=QQQ16xI12x")
 _FIEMAP_SYNC = 0x1
 _FIEMAP_LAST = 0x1
 _FIEMAP_UNWRITTEN = 0x800
+_FIEMAP_SHARED = 0x2000
 _EXTENTS_AT_A_TIME = 512
 _NO_FIEMAP = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS)
 
@@ -117,11 +118,14 @@ class Extent:
 
     :param unwritten: it was never written, and reads as zeros: programs preallocate, and QEMU
         allocates a whole cluster for a small write.
+    :param shared: other files have the same blocks, by a reflink or a snapshot: they stay allocated
+        whatever becomes of this file.
     """
 
     offset: int
     length: int
     unwritten: bool
+    shared: bool = False
 
 
 def allocated_extents(fd: int, *, flush: bool = False) -> t.Iterator[Extent]:
@@ -136,21 +140,55 @@ def allocated_extents(fd: int, *, flush: bool = False) -> t.Iterator[Extent]:
     """
     size = os.fstat(fd).st_size
     last: Extent | None = None
-    for start, length, unwritten in _extents_of(fd, flush=flush):
+    for start, length, flags in _extents_of(fd, flush=flush):
+        unwritten, shared = bool(flags & _FIEMAP_UNWRITTEN), bool(flags & _FIEMAP_SHARED)
         end = min(start + length, size)
         if start >= end:
             continue
         if last is not None:
-            if last.offset + last.length == start and last.unwritten == unwritten:
+            same = (last.unwritten, last.shared) == (unwritten, shared)
+            if same and last.offset + last.length == start:
                 last = dataclasses.replace(last, length=end - last.offset)
                 continue
             yield last
-        last = Extent(start, end - start, unwritten)
+        last = Extent(start, end - start, unwritten, shared)
     if last is not None:
         yield last
 
 
-def _extents_of(fd: int, *, flush: bool) -> t.Iterator[tuple[int, int, bool]]:
+def shared_bytes(fd: int, *, flush: bool) -> int:
+    """What an open file shares with others; 0 where the file system does not tell.
+
+    Moves the file position.
+
+    :param flush: as for :func:`allocated_extents`.
+    :raises OSError: the file can't be read.
+    """
+    return sum(e.length for e in allocated_extents(fd, flush=flush) if e.shared)
+
+
+def own_bytes(path: str) -> int | None:
+    """What a file has allocated that others don't share; None for a block device.
+
+    Symlinks are followed; what was written a moment ago may not be seen to be its own yet.
+
+    :raises NotFoundError: nothing has that name.
+    :raises ThinvirtError: the kernel refuses to tell.
+    """
+    allocated = file_usage(path).allocated_bytes
+    if not allocated:
+        return allocated
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            return max(0, allocated - shared_bytes(fd, flush=False))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise failure(path, "examined", error) from error
+
+
+def _extents_of(fd: int, *, flush: bool) -> t.Iterator[tuple[int, int, int]]:
     start = 0
     while True:
         request = bytearray(_FIEMAP_HEAD.size + _EXTENTS_AT_A_TIME * _FIEMAP_EXTENT.size)
@@ -160,7 +198,7 @@ def _extents_of(fd: int, *, flush: bool) -> t.Iterator[tuple[int, int, bool]]:
             fcntl.ioctl(fd, _FIEMAP, request)
         except OSError as error:
             if error.errno in _NO_FIEMAP:
-                yield from ((offset, length, False) for offset, length in data_extents(fd))
+                yield from ((offset, length, 0) for offset, length in data_extents(fd))
                 return
             raise
         mapped = _FIEMAP_HEAD.unpack_from(request)[3]
@@ -169,7 +207,7 @@ def _extents_of(fd: int, *, flush: bool) -> t.Iterator[tuple[int, int, bool]]:
             at = _FIEMAP_HEAD.size + number * _FIEMAP_EXTENT.size
             begin, _on_disk, length, flags = _FIEMAP_EXTENT.unpack_from(request, at)
             start = begin + length
-            yield begin, length, bool(flags & _FIEMAP_UNWRITTEN)
+            yield begin, length, flags
         if flags & _FIEMAP_LAST:
             return
 

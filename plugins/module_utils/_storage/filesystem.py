@@ -4,13 +4,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import os
 import re
+import time
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure
 
+#: How long XFS may take until it has freed a file that was removed.
+_XFS_SECONDS = 0.2
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -124,6 +128,40 @@ def _file_system_of_fd(fd: int) -> FileSystem:
         total_bytes=figures.f_blocks * figures.f_frsize,
         free_bytes=figures.f_bavail * figures.f_frsize,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Free:
+    """What is free on a file system at a time.
+
+    :param size_bytes: for root as well.
+    :param frees_whole_extents: what is given back within an extent is not free before the last
+        part of that is, though the file has no blocks there any more (btrfs).
+    """
+
+    size_bytes: int
+    frees_whole_extents: bool
+
+
+def free_now(folder: str) -> Free | None:
+    """What is free on the file system of a folder; None if it can't be told."""
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        kind = mount_of_fd(fd).type
+        if kind == "btrfs":  # it counts when it commits
+            ctypes.CDLL(None).syncfs(fd)
+        if kind == "xfs":  # it frees a file a moment after that is gone; to ask hurries it up
+            os.fstatvfs(fd)
+            time.sleep(_XFS_SECONDS)
+        figures = os.fstatvfs(fd)
+        return Free(figures.f_bfree * figures.f_frsize, kind == "btrfs")
+    except (OSError, ThinvirtError):
+        return None
+    finally:
+        os.close(fd)
 
 
 def mount_of_fd(fd: int) -> Mount:

@@ -15,6 +15,7 @@ import os
 import typing as t
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.extents import (
+    Extent,
     allocated_extents,
     holes_within,
 )
@@ -41,8 +42,10 @@ MAX_WAITING = 500_000
 _ZERO_BLOCK = bytes(BLOCK_BYTES)
 
 
-def zero_runs(fd: int) -> t.Iterator[tuple[int, int]]:
+def zero_runs(fd: int, *, shared: bool = False) -> t.Iterator[tuple[int, int]]:
     """Yield (offset, length) in bytes of what is allocated and reads as zeros, in order, each once.
+
+    :param shared: also blocks that other files have too, and that would not come back.
 
     Runs never leave what is allocated.  They begin and end at a multiple of the block from where
     that begins, or where it ends.  Each was read as a whole just before it is yielded.
@@ -50,24 +53,30 @@ def zero_runs(fd: int) -> t.Iterator[tuple[int, int]]:
     :raises OSError: the file can't be read.
     """
     buffer = bytearray(LONGEST_BYTES)
-    for extent in allocated_extents(fd):
+    for extent in _extents(fd, shared=shared):
         end = extent.offset + extent.length
         yield from _zeros_of(fd, buffer, extent.offset, end, unwritten=extent.unwritten)
 
 
-def count_zeros(fd: int, *, enough: int | None = None) -> int:
+def _extents(fd: int, *, shared: bool) -> t.Iterator[Extent]:
+    return (extent for extent in allocated_extents(fd) if shared or not extent.shared)
+
+
+def count_zeros(fd: int, *, enough: int | None = None, shared: bool = False) -> int:
     """Bytes that are allocated and read as zeros.
+
+    :param shared: as for :func:`zero_runs`.
 
     :param enough: stop when so many were found.  They are looked for all over the file, so that
         where half of it is zeros little more than twice as much is read.
     :raises OSError: the file can't be read.
     """
     if enough is None:
-        return sum(length for _offset, length in zero_runs(fd))
+        return sum(length for _offset, length in zero_runs(fd, shared=shared))
     buffer = bytearray(LONGEST_BYTES)
     found = 0
     for turn in range(_PASSES):
-        for extent in allocated_extents(fd):
+        for extent in _extents(fd, shared=shared):
             for start, end in _windows(extent.offset, extent.offset + extent.length, turn):
                 runs = _zeros_of(fd, buffer, start, end, unwritten=extent.unwritten)
                 found += sum(length for _offset, length in runs)
