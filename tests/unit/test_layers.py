@@ -25,7 +25,7 @@ LAYERS = {
     "_guest": {"_image", "_storage"},
     "_metrics": {"_storage"},
 }
-CALLS = ("backup_calls", "host_calls", "start_calls")
+CALLS = ("backup_calls", "host_calls", "record_calls", "start_calls")
 WITH_LIBVIRT = {f"{name}.py" for name in ("connection", "blockjob", *CALLS)}
 
 

@@ -26,6 +26,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import (
     xml,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Hypervisor
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.one_run import only_run
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.policy import (
     refuse_unknown_disks,
 )
@@ -115,7 +116,11 @@ def _back_up(hypervisor: Hypervisor, outcome: Outcome, settings: Settings) -> No
         outcome.recovered = archive.peek_folder(folder)
         work.predict()
         return
-    with died.kept_alive(guest, ran=outcome.running), archive.domain_folder(folder) as removed:
+    with (
+        only_run(guest),
+        died.kept_alive(guest, ran=outcome.running),
+        archive.domain_folder(folder) as removed,
+    ):
         outcome.recovered = " ".join(filter(None, (removed, work.recover())))
         work.run()
 

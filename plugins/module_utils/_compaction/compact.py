@@ -30,6 +30,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection im
     Guest,
     Hypervisor,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.one_run import only_run
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.turns import side_by_side
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.usage import Users
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
@@ -38,8 +39,12 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     ThinvirtError,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image import compact
-from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact_policy import Request
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact_policy import (
+    Request,
+    refuse_obstacles,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.estimate import estimate
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.files import open_image
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.progress import progress_logger
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import Stages
 from ansible_collections.thinvirt.kvm.plugins.module_utils._live import policy as live_policy
@@ -99,9 +104,10 @@ class Compactor:
             outcome = Outcome(guest)
             outcomes.append(outcome)
             try:
-                outcome.recovered = live_recovery.recover(
-                    self.hypervisor, guest, log=self.log, check_mode=self.check_mode
-                )
+                with self._alone(guest):
+                    outcome.recovered = live_recovery.recover(
+                        self.hypervisor, guest, log=self.log, check_mode=self.check_mode
+                    )
                 configured = xml.parse_domain(guest.configured_xml(with_secrets=False))
                 read.append((outcome, configured))
             except ThinvirtError as error:
@@ -123,10 +129,16 @@ class Compactor:
                 devices.add(os.stat(self.hypervisor.disk_path(disk)).st_dev)
         return frozenset(devices)
 
+    def _alone(self, guest: Guest) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.check_mode else only_run(guest)
+
     def _domain_or_error(self, piece: tuple[Outcome, xml.Domain]) -> None:
-        outcome, configured = piece
+        outcome, _before = piece
         try:
-            self._domain(outcome, configured)
+            with self._alone(outcome.guest):
+                # Hours may have passed with others.
+                configured = xml.parse_domain(outcome.guest.configured_xml(with_secrets=False))
+                self._domain(outcome, configured)
         except ThinvirtError as error:
             outcome.status, outcome.error = "failed", error
         if outcome.errors():
@@ -195,7 +207,32 @@ class Compactor:
         # What gives back most comes first: the next ones have that space as well.
         for disk, done in sorted(chosen, key=lambda pair: -_gain(pair[1])):
             if done.outcome is not None and done.outcome.changed and not is_stopping():
-                self._carry_out(outcome.guest, disk, done)
+                self._in_its_turn(outcome, disk.target, done)
+
+    def _in_its_turn(self, outcome: Outcome, target: str, done: DiskOutcome) -> None:
+        """Plan a disk anew, and carry that out: others may have been at work while it waited."""
+        guest, planned = outcome.guest, done.outcome
+        try:
+            disk = xml.parse_domain(guest.configured_xml(with_secrets=False)).disk(target)
+            if disk is None:
+                raise RefusedError(
+                    f"Disk {target} of domain {guest.name} was taken out of its configuration "
+                    "meanwhile; nothing was changed.",
+                    remedy="Run it again.",
+                )
+            done.path = self._live_path(guest, disk, xml.parse_domain(guest.live_xml()))
+            if planned is None or os.path.realpath(done.path) != planned.path:
+                done.outcome = self._live_estimate(guest, disk, done.path)
+            else:  # what it gives was read from the same file
+                with open_image(done.path) as image:
+                    obstacles = Users(self.hypervisor).obstacles(image, off=guest.uuid)
+                    users = [o for o in obstacles if o.unless_format != disk.format]
+                    refuse_obstacles(done.path, users, punch=False)
+        except ThinvirtError as error:
+            done.outcome, done.error = None, error
+            return
+        if done.outcome is not None and done.outcome.changed:
+            self._carry_out(guest, disk, done)
 
     def _settle(self, outcome: Outcome) -> None:
         """What our own work could not end while the guest was dying."""
@@ -221,37 +258,46 @@ class Compactor:
     def _estimated(self, outcome: Outcome, disk: xml.Disk, live: xml.Domain) -> DiskOutcome:
         done = DiskOutcome(disk.target, disk.path)
         try:
-            done.path = self.hypervisor.disk_path(disk)
-            running = live.disk(disk.target)
-            if running is None:
-                raise RefusedError(
-                    f"Refused: disk {disk.target} of domain {live.name} is not plugged in; nothing "
-                    "was changed.",
-                    remedy="Leave it out of disks until the domain is shut off.",
-                )
-            live_policy.refuse_disk(live.name, running)
-            _refuse_foreign(live.name, disk, done.path)
-            disk_safety.refuse_disks(
-                outcome.guest.live_xml(),
-                [disk.target],
-                known_disk.LIVE,
-                qemu=lambda: running_qemu.version_of(live),
-            )
-            now = self.hypervisor.disk_path(running)
-            if now and os.path.realpath(now) != os.path.realpath(done.path):
-                live_policy.refuse_moved(live.name, disk.target)
+            done.path = self._live_path(outcome.guest, disk, live)
             done.writes = WriteRate(outcome.guest, disk.target)
-            done.outcome = estimate(
-                done.path,
-                self._live_request(disk),
-                obstacles=functools.partial(self._users.obstacles, off=outcome.guest.uuid),
-                stages=Stages(report=progress_logger(done.path, self.log)),
-            )
-            if done.outcome.changed:
-                done.outcome.method = "live"
+            done.outcome = self._live_estimate(outcome.guest, disk, done.path)
         except ThinvirtError as error:
             done.error = error
         return done
+
+    def _live_path(self, guest: Guest, disk: xml.Disk, live: xml.Domain) -> str:
+        """The image of a running domain's disk, if nothing in the XML forbids to compact it."""
+        path = self.hypervisor.disk_path(disk)
+        running = live.disk(disk.target)
+        if running is None:
+            raise RefusedError(
+                f"Refused: disk {disk.target} of domain {live.name} is not plugged in; nothing "
+                "was changed.",
+                remedy="Leave it out of disks until the domain is shut off.",
+            )
+        live_policy.refuse_disk(live.name, running)
+        _refuse_foreign(live.name, disk, path)
+        disk_safety.refuse_disks(
+            guest.live_xml(),
+            [disk.target],
+            known_disk.LIVE,
+            qemu=lambda: running_qemu.version_of(live),
+        )
+        now = self.hypervisor.disk_path(running)
+        if now and os.path.realpath(now) != os.path.realpath(path):
+            live_policy.refuse_moved(live.name, disk.target)
+        return path
+
+    def _live_estimate(self, guest: Guest, disk: xml.Disk, path: str) -> compact.Outcome:
+        found = estimate(
+            path,
+            self._live_request(disk),
+            obstacles=functools.partial(self._users.obstacles, off=guest.uuid),
+            stages=Stages(report=progress_logger(path, self.log)),
+        )
+        if found.changed:
+            found.method = "live"
+        return found
 
     def _live_request(self, disk: xml.Disk) -> Request:
         return dataclasses.replace(self.request, image_format=disk.format, method="rewrite")
@@ -291,10 +337,13 @@ class Compactor:
     def _disks(
         self, guest: Guest, domain: xml.Domain, *, check_mode: bool, running: bool = False
     ) -> list[DiskOutcome]:
-        return [
-            self._disk(guest, domain, disk, check_mode=check_mode, running=running)
-            for disk in policy.choose_disks(domain, self.disks)
-        ]
+        done = []
+        for disk in policy.choose_disks(domain, self.disks):
+            if not (check_mode or running):  # others may have been at work while it waited
+                domain = xml.parse_domain(guest.configured_xml(with_secrets=False))
+            now = domain.disk(disk.target) or disk
+            done.append(self._disk(guest, domain, now, check_mode=check_mode, running=running))
+        return done
 
     def _disk(
         self,

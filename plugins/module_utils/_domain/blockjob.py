@@ -148,13 +148,20 @@ class DiskJobs:
         with translated(f"copy the overlay of disk {target} of domain {self.name}"):
             self._domain.blockCopy(target, destination, limit if bandwidth_bytes else {}, flags)
 
-    def begin_commit(self, target: str, *, bandwidth_bytes: int) -> None:
-        """Begin to move what is in a disk's overlay into the image below it."""
+    def begin_commit(
+        self, target: str, *, bandwidth_bytes: int, top: str | None = None, base: str | None = None
+    ) -> None:
+        """Begin to move what is in a disk's overlay into the image below it.
+
+        :param top: the overlay as libvirt names nodes, such as ``sda[3]``: libvirt refuses if the
+            guest writes to another one by now.
+        :param base: what it lies on.
+        """
         with translated(f"commit the overlay of disk {target} of domain {self.name}"):
             self._domain.blockCommit(
                 target,
-                None,
-                None,
+                base,
+                top,
                 bandwidth_bytes,
                 libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE
                 | libvirt.VIR_DOMAIN_BLOCK_COMMIT_SHALLOW
@@ -178,14 +185,28 @@ class DiskJobs:
 
         For where libvirt's may be wrong: to ask is noted in the domain's log (``custom-monitor``).
         """
-        with translated(f"ask QEMU which files domain {self.name} is on"):
-            text = libvirt_qemu.qemuMonitorCommand(self._domain, '{"execute": "query-block"}', 0)
         try:
-            devices = json.loads(text)["return"]
+            devices = self.ask_qemu("query-block")
             return [str(device["inserted"]["file"]) for device in devices if "inserted" in device]
-        except (ValueError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise HypervisorError(
                 f"QEMU does not say which files domain {self.name} is on: {error!r}."
+            ) from error
+
+    def ask_qemu(self, command: str) -> t.Any:
+        """What QEMU's monitor answers to a question without arguments; noted in the domain's log.
+
+        :raises HypervisorError: it does not answer, or something else than it should.
+        """
+        with translated(f"ask QEMU about domain {self.name} ({command})"):
+            text = libvirt_qemu.qemuMonitorCommand(
+                self._domain, json.dumps({"execute": command}), 0
+            )
+        try:
+            return json.loads(text)["return"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise HypervisorError(
+                f"QEMU's answer to {command} about domain {self.name} makes no sense: {error!r}."
             ) from error
 
     def abort_job(self, target: str) -> None:

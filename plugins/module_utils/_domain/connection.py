@@ -28,6 +28,9 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.policy import
     Version,
     Versions,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.record_calls import (
+    RecordCalls,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.select import (
     is_glob,
     is_remote,
@@ -96,7 +99,7 @@ class State:
     paused_on_purpose: bool
 
 
-class Guest(DiskJobs, BackupCalls, StartCalls):
+class Guest(DiskJobs, BackupCalls, RecordCalls, StartCalls):
     """One domain on an open connection.  Safe to use from several threads."""
 
     def __init__(self, domain: t.Any, uri: str) -> None:

@@ -244,10 +244,16 @@ def source_of(text: str, target: str, *, with_backing: bool = True) -> str:
     return str(etree.tostring(kept, encoding="unicode"))
 
 
-def with_source(text: str, target: str, source: str) -> str:
-    """The XML with a disk's data where :func:`source_of` has said, all else as it was."""
+def with_source(text: str, target: str, source: str, *, image_format: str = "") -> str:
+    """The XML with a disk's data where :func:`source_of` has said, all else as it was.
+
+    :param image_format: of that data, where an overlay of another format was in its place.
+    """
     tree = parse_tree(text)
     element = _disk_element(tree, target)
+    driver = element.find("driver")
+    if image_format and driver is not None and driver.get("type", "raw") != image_format:
+        driver.set("type", image_format)
     wanted = etree.fromstring(source, etree.XMLParser(resolve_entities=False, no_network=True))
     element.set("type", wanted.get("type"))
     position = 0

@@ -129,11 +129,14 @@ def copied(
     return copy, record
 
 
-def make_overlay(tool: QemuImg, path: str, *, like: str, below: str, image_format: str) -> None:
+def make_overlay(
+    tool: QemuImg, path: str, *, like: str, below: str, image_format: str, size_bytes: int = 0
+) -> None:
     """Make an empty overlay; on the disk, with its name, when it returns.
 
     :param like: the image whose size, owner, mode, ACL and label it gets.
     :param below: the file that it lies on.
+    :param size_bytes: that the guest is to see; 0 for that of ``like``.
     """
     with open_image(like) as image:
         header = read_open_header(image, path=image.path, image_format=image_format)
@@ -141,7 +144,7 @@ def make_overlay(tool: QemuImg, path: str, *, like: str, below: str, image_forma
         try:
             tool.create_overlay(
                 fd,
-                size_bytes=header.virtual_size_bytes,
+                size_bytes=size_bytes or header.virtual_size_bytes,
                 backing=below,
                 backing_format=image_format,
             )

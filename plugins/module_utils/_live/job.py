@@ -10,10 +10,10 @@ import os
 import time
 import typing as t
 
-from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import xml
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Guest
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import HypervisorError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.progress import Report
+from ansible_collections.thinvirt.kvm.plugins.module_utils._live import ours
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import stop_if_asked
 
 #: A job that has not come on for so long is given up; the chain stays, and is whole.
@@ -66,6 +66,8 @@ def patience(overlay: str, bandwidth_bytes: int) -> float | None:
 class Job:
     """A block job of ours on a disk, from its beginning to its pivot.
 
+    :param expected: the chain that the disk has all the while, see ``ours``.
+    :param mirror: the file that the job writes to, symlinks resolved.
     :param watch: called all the time; what it raises ends the waiting, not the job.
     :param limited_seconds: a limit of the bandwidth is lifted after so long: a guest may write
         faster than a job may copy, which then would never end.
@@ -77,10 +79,14 @@ class Job:
         target: str,
         *,
         switches: Switches,
+        expected: t.Sequence[str],
+        mirror: str,
         watch: t.Callable[[], None] = lambda: None,
         limited_seconds: float | None = None,
     ) -> None:
         self._limited_seconds = limited_seconds
+        self._expected = expected
+        self._mirror = mirror
         self._guest = guest
         self._target = target
         self._switches = switches
@@ -96,9 +102,12 @@ class Job:
         begin = time.monotonic()
         before, moved = -1, begin
         while True:
-            disk = xml.parse_domain(self._guest.live_xml()).disk(self._target)
-            job = self._guest.block_job(self._target) if disk is not None and disk.job else None
-            if disk is not None and disk.job_ready:
+            chain = ours.chain_of(self._guest, self._target)
+            foreign = ours.foreign_job(self._guest, chain, self._mirror)
+            if foreign:
+                raise ours.foreign_error(self._guest, self._target, foreign)
+            job = self._guest.block_job(self._target) if chain.job else None
+            if chain.ready:
                 if job is not None:
                     report(100, job.done)
                 return
@@ -128,6 +137,10 @@ class Job:
             pause = min(2 * pause, longest)
 
     def pivot(self) -> None:
-        """End it: the guest goes on with another file; see also :func:`flush_ahead`."""
+        """End it: the guest goes on with another file; see also :func:`flush_ahead`.
+
+        :raises Foreign: it is not our job any more, or others need the chain as it is.
+        """
+        ours.refuse_foreign(self._guest, self._target, self._expected, job=self._mirror)
         with self._switches.timed():
             self._guest.pivot(self._target)

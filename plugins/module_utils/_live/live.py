@@ -63,7 +63,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import
     identity_at,
     refuse_taken_name,
 )
-from ansible_collections.thinvirt.kvm.plugins.module_utils._live import policy
+from ansible_collections.thinvirt.kvm.plugins.module_utils._live import ours, policy
 from ansible_collections.thinvirt.kvm.plugins.module_utils._live.checks import (
     Bounds,
     refuse,
@@ -97,6 +97,9 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.trust import (
     refuse_exchangeable,
 )
+
+#: So often it is looked whether others have changed the disk while it is copied.
+_LOOK_AGAIN_SECONDS = 1.0
 
 
 @dataclasses.dataclass
@@ -143,6 +146,10 @@ class LiveCompaction:
         self.switches = Switches()
         self.live = LiveOutcome()
         self._pointer: Journal | None = None
+        self._on_overlay = False
+        #: What a job of ours writes to.
+        self._job = ""
+        self._look_at = 0.0
         self._deadline = time.monotonic() + request.timeout
         # All the while: what the guest writes meanwhile takes space as well.
         self._tool = QemuImg(timeout=request.timeout, watch=self._watch)
@@ -274,8 +281,13 @@ class LiveCompaction:
         with contextlib.ExitStack() as stack:
             image = stack.enter_context(open_image(self.path))
             new, record = self._copied(journal, outcome, image, stack)
+            # Until our next job keeps others out nobody may commit to either file: QEMU would open
+            # the name anew, with the tables of the other one in mind.
+            stack.enter_context(writers_kept_out(new.fd, new.name))
+            self._refuse_foreign()
             self._swap(journal, image, new, record)
-        self._mirror(journal)
+            job = self._begin_mirror(journal)
+        self._mirror(journal, job)
 
     def _write_to_overlay(self) -> None:
         with self.stages.stage(policy.SNAPSHOT):
@@ -286,17 +298,46 @@ class LiveCompaction:
                 if disk.target != self.disk.target
             ]
             flush_ahead(self.path)
+            ours.refuse_foreign(self.guest, self.disk.target, [self.path])
             with self.switches.timed():
                 self.guest.write_to_overlay(self.disk.target, self.files.overlay, others=others)
+            self._refuse_foreign()
+            self._on_overlay = True
 
     def _make_overlay(self, overlay: str) -> None:
+        size_bytes = 0
+        if overlay == self.files.second:  # somebody may have made the disk larger meanwhile
+            with open_image(self.files.overlay) as first:
+                header = read_open_header(first, path=first.path, image_format="qcow2")
+            size_bytes = header.virtual_size_bytes
         make_overlay(
             self._tool,
             overlay,
             like=self.path,
             below=self.files.below(overlay),
             image_format=self.disk.format,
+            size_bytes=size_bytes,
         )
+
+    def _expected(self) -> list[str]:
+        """The chain from the first overlay on, symlinks resolved."""
+        files = self.files.by_role()
+        return [files["overlay"], files["base"]]
+
+    def _refuse_foreign(self, *, job: str = "", ask_qemu: bool = True) -> None:
+        """Don't go on unless the disk is on our overlay, and nobody else at work on it.
+
+        Of a guest that was powered off the copy is as good; it is settled when it has been made.
+
+        :raises Foreign: it is not.
+        """
+        guest, target, expected = self.guest, self.disk.target, self._expected()
+        try:
+            ours.refuse_foreign(guest, target, expected, job=job, ask_qemu=ask_qemu)
+        except ours.ShutOff:
+            why = ours.problem_off(guest, expected[:1])
+            if why:
+                raise ours.foreign_error(guest, target, why) from None
 
     def _copied(
         self,
@@ -366,22 +407,31 @@ class LiveCompaction:
                 remedy="Find out who does so without QEMU's locks.",
             )
 
-    def _mirror(self, journal: Journal) -> None:
-        """Have the guest write to an overlay on the copy, and QEMU leave the original."""
+    def _begin_mirror(self, journal: Journal) -> Job:
+        """Begin to copy the overlay onto the one on the copy, which keeps others out."""
         self._advance(journal, policy.MIRROR)
-        job = Job(
-            self.guest,
-            self.disk.target,
-            switches=self.switches,
-            watch=self._watch,
-            limited_seconds=patience(self.files.overlay, self.bounds.bandwidth_bytes),
-        )
-        with self.stages.stage(policy.MIRROR) as report:
+        second = self.files.by_role()["second"]
+        with self.stages.stage(policy.MIRROR):
             self.guest.begin_copy(
                 self.disk.target,
                 self.files.second,
                 bandwidth_bytes=self.bounds.bandwidth_bytes,
             )
+            self._job = second
+            self._refuse_foreign(job=second)
+        return Job(
+            self.guest,
+            self.disk.target,
+            switches=self.switches,
+            expected=self._expected(),
+            mirror=second,
+            watch=self._watch,
+            limited_seconds=patience(self.files.overlay, self.bounds.bandwidth_bytes),
+        )
+
+    def _mirror(self, journal: Journal, job: Job) -> None:
+        """Have the guest write to an overlay on the copy, and QEMU leave the original."""
+        with self.stages.stage(policy.MIRROR) as report:
             job.wait_until_ready(report)
             # May take seconds, in which nobody has to ask yet which overlay is the right one.
             flush_ahead(self.files.overlay, self.files.second)
@@ -398,9 +448,21 @@ class LiveCompaction:
     def _watch(self) -> None:
         """Give up in time: full storage pauses running guests."""
         refuse_full(self.files.folders, self.guest.name, self.request.min_free_bytes)
+        self._notice()
         if time.monotonic() > self._deadline:
             raise RefusedError(
                 f"Disk {self.disk.target} of domain {self.guest.name} was not compacted within "
                 f"{self.request.timeout:.0f} s.",
                 remedy="Raise timeout, or bandwidth_bytes.",
             )
+
+    def _notice(self) -> None:
+        """Give up soon after others have changed the disk; what counts is looked at again later."""
+        if not self._on_overlay or time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + _LOOK_AGAIN_SECONDS
+        try:
+            self._refuse_foreign(job=self._job, ask_qemu=False)
+        except HypervisorError:
+            if not self.guest.is_lost():  # libvirt's daemon may be restarted
+                raise

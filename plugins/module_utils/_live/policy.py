@@ -157,6 +157,9 @@ class Found:
         itself; empty also where none are to be seen.
     :param paths: of the chain's files, by what they are, for people.
     :param moves: the copy lies in another folder, and the image keeps its name until the end.
+    :param foreign: what others have made of the disk, or need of it, so that nothing can be merged.
+    :param squeezed: others had the guest write to a file of theirs just before we did to ours: it
+        lies below our overlay now.
     """
 
     stage: str
@@ -170,11 +173,15 @@ class Found:
     writers: frozenset[str] = frozenset()
     paths: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
     moves: bool = False
+    foreign: str = ""
+    squeezed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Settlement:
     """What is to be done.
+
+    :param foreign: nothing is to be merged or removed, for this reason.
 
     :param take_back: give the original its name back first.
     :param commit: commit the top to what is below it.
@@ -184,6 +191,7 @@ class Settlement:
     take_back: bool
     commit: bool
     finished: bool
+    foreign: str = ""
 
 
 def must_compare(found: Found) -> bool:
@@ -251,6 +259,20 @@ def settle(found: Found) -> Settlement:
     """
     if is_mistaken(found):
         raise _mistaken(found)
+    if found.foreign and found.top not in ("base", "new"):
+        # Others may commit to the image, which QEMU opens anew by its name: that must be the name
+        # of the file that QEMU has below the overlay.
+        return Settlement(
+            take_back=found.exchanged
+            and not found.moves
+            and found.holds_original
+            and not found.holds_copy,
+            commit=False,
+            finished=False,
+            foreign=found.foreign,
+        )
+    if found.squeezed:
+        return Settlement(take_back=False, commit=True, finished=False)
     return _settle(found)
 
 
@@ -314,3 +336,31 @@ def top_of(path: str, names: t.Mapping[str, str]) -> str:
     :param names: paths by ``base``, ``new``, ``overlay`` and ``second``; empty for none.
     """
     return next((role for role, name in names.items() if name and name == path), "other")
+
+
+def role_of(chain: t.Sequence[str], names: t.Mapping[str, str]) -> str:
+    """Which of our files a disk is on.
+
+    Others may have put a file of theirs on top.  That is none of our business where the first of
+    ours below it is the image, as before or in the end; it is where that is an overlay.
+
+    :param chain: paths from the top on; ``names`` as of :func:`top_of`.
+    """
+    roles = [top_of(path, names) for path in chain] or ["other"]
+    first = next((role for role in roles if role != "other"), "other")
+    return first if roles[0] == first or first in ("base", "new") else "other"
+
+
+def is_squeezed(found: Found, chain: t.Sequence[str]) -> bool:
+    """Whether others' file lies between our first overlay and the image, as QEMU has it.
+
+    The overlay's header names the image, so what the guest has written has to go down at once.
+    """
+    roles = [top_of(path, found.paths) for path in chain]
+    return (
+        found.running
+        and not found.exchanged
+        and found.stage == SNAPSHOT
+        and roles[:2] == ["overlay", "other"]
+        and "base" in roles
+    )

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import typing as t
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import xml
@@ -23,7 +22,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal import
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.progress import progress_logger
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import Stages
-from ansible_collections.thinvirt.kvm.plugins.module_utils._live import policy
+from ansible_collections.thinvirt.kvm.plugins.module_utils._live import ours, policy
 from ansible_collections.thinvirt.kvm.plugins.module_utils._live.job import Switches
 from ansible_collections.thinvirt.kvm.plugins.module_utils._live.settle import Settling
 from ansible_collections.thinvirt.kvm.plugins.module_utils._signals import signals_wait
@@ -44,10 +43,12 @@ def left_of(hypervisor: Hypervisor, guest: Guest) -> dict[str, Record | None]:
     found: dict[str, Record | None] = {}
     for disk in (disk for text in texts for disk in xml.parse_domain(text).disks):
         try:
-            path = os.path.realpath(hypervisor.disk_path(disk) or "/")
+            path = hypervisor.disk_path(disk)
         except HypervisorError:
             continue  # a volume that is no more
-        for image in filter(None, (path, overlaid(path))):
+        # Somebody may have put a file of his on top of an overlay of ours.
+        below = ours.chain_off(path, disk.format or "raw") if path else []
+        for image in filter(None, dict.fromkeys((*below[:1], *map(overlaid, below)))):
             record = peek(image)
             if record is not None or has_journal(image):
                 home = record.live.base if record and record.live and record.live.base else image

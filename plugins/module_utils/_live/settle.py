@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import os
 import time
+import typing as t
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import xml
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import (
@@ -49,7 +50,8 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import
     identity_at,
     remove_name,
 )
-from ansible_collections.thinvirt.kvm.plugins.module_utils._live import policy
+from ansible_collections.thinvirt.kvm.plugins.module_utils._live import ours, policy
+from ansible_collections.thinvirt.kvm.plugins.module_utils._live.chain import Chain, described
 from ansible_collections.thinvirt.kvm.plugins.module_utils._live.files import (
     Files,
     live_of,
@@ -109,6 +111,7 @@ class Settling:
         self.stages = stages
         self.switches = switches
         self.bandwidth_bytes = bandwidth_bytes
+        self._running: bool | None = None
         self.files.refuse_foreign_names(record)
 
     def settle(self) -> policy.Settlement:
@@ -125,7 +128,8 @@ class Settling:
             except StoppedError:
                 continue  # each thread is told once, and the main one ends us when this is done
             except HypervisorError:
-                if not self.guest.is_lost() or time.monotonic() > deadline:
+                late = time.monotonic() > deadline
+                if late or not (self.guest.is_lost() or self._was_switched()):
                     raise
             time.sleep(_RECONNECT_PAUSE_SECONDS)
             with contextlib.suppress(HypervisorError):
@@ -147,6 +151,8 @@ class Settling:
                 # The copy loses its name; nobody has it open.
                 os.rename(self.files.kept, self.path)
                 self.files.sync_folders()
+        if todo.foreign:
+            raise ours.foreign_error(self.guest, self.live.target, todo.foreign, settling=True)
         if todo.commit:
             self._commit(found)
         end = self.files.new if todo.finished else self.files.base
@@ -179,6 +185,10 @@ class Settling:
                 remedy=f"Look at {shown(self.journal.path)} and the files that it names.",
             )
 
+    def _was_switched(self) -> bool:
+        """Whether somebody has turned the guest on or off since it was last looked at."""
+        return self._running is not None and self._running != ours.is_on(self.guest)
+
     def _domain_now(self) -> tuple[bool, xml.Disk]:
         """Whether the domain runs, and the disk as QEMU has it, or would have it."""
         running = self.guest.is_active()
@@ -202,7 +212,10 @@ class Settling:
         return running, disk
 
     def _end_job(self) -> None:
-        """Give up the copy or the commit that a run has left: the guest stays where it is."""
+        """Give up the copy or the commit that a run of ours has left, and no job of others.
+
+        The guest stays where it is.
+        """
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while self._has_job():
             with self.stages.stage("end job"):
@@ -217,16 +230,32 @@ class Settling:
                 time.sleep(0.1)
 
     def _has_job(self) -> bool:
-        running, disk = self._domain_now()
+        """Whether a job of ours is at work: the copy that we begin, or the commit."""
+        running, _disk = self._domain_now()
+        if not running:
+            return False
+        chain = ours.chain_of(self.guest, self.live.target)
+        files, stage = self.files, self.record.stage
+        targets = {
+            os.path.realpath(path)
+            for path in ((files.base, files.new) if stage == policy.MERGE else (files.second,))
+            if path
+        }
+        if chain.job:
+            return chain.mirror in targets
+        if self.guest.block_job(self.live.target) is None or self.guest.job_name():
+            return False
         # A libvirtd that was restarted may know of a job and not what it is for.
-        return running and bool(disk.job or self.guest.block_job(self.live.target))
+        kinds = {policy.MIRROR: "mirror", policy.PIVOT: "mirror", policy.MERGE: "commit"}
+        return ours.job_types(self.guest, self.live.target) == [kinds.get(stage)] and any(
+            _has_writer(path) for path in targets
+        )
 
     def _found(self) -> policy.Found:
         running, disk = self._domain_now()
         files = self.files
-        top = policy.top_of(
-            os.path.realpath(self.hypervisor.disk_path(disk) or "/"), files.by_role()
-        )
+        chain = self._chain(running, disk)
+        top = policy.role_of(chain, files.by_role())
         end = identity_at(files.new if top == "new" else files.base)
         if end is None:
             raise RefusedError(
@@ -236,6 +265,7 @@ class Settling:
             )
         copy, now = self.record.copy, identity_at(files.new)
         exchanged = copy is not None and now is not None and now.ino == copy.ino
+        self._running = running
         found = policy.Found(
             stage=self.record.stage,
             running=running,
@@ -249,12 +279,44 @@ class Settling:
         )
         if policy.is_mistaken(found):
             return found
+        squeezed = policy.is_squeezed(found, chain)
+        found = dataclasses.replace(
+            found,
+            squeezed=squeezed,
+            foreign="" if squeezed else self._foreign(running, top, chain),
+        )
+        if found.foreign:
+            return found
         if top in ("base", "new") and found.stage != policy.MERGE:
             overlay = files.second if top == "new" else files.overlay
             found = dataclasses.replace(found, overlay_written=_is_written(overlay))
         if policy.must_compare(found):
             found = dataclasses.replace(found, overlay_whole=self._overlay_is_whole())
         return found
+
+    def _chain(self, running: bool, disk: xml.Disk) -> list[str]:
+        """The disk's files from the top on, symlinks resolved."""
+        path = os.path.realpath(self.hypervisor.disk_path(disk) or "/")
+        if running:
+            below = ours.chain_of(self.guest, self.live.target).paths[1:]
+            return [path, *below]
+        return ours.chain_off(path, disk.format or "raw")
+
+    def _foreign(self, running: bool, top: str, chain: t.Sequence[str]) -> str:
+        """What others have made of the disk, or need of it; empty if it is as we left it."""
+        files = self.files.by_role()
+        if top in ("base", "new"):
+            return ""
+        if top == "other":
+            return f"it is on {described(chain)}"
+        below = files["base"] if top == "overlay" else files.get("new", files["base"])
+        if files["base"] in chain[1:2]:  # of one that moves the original holds the same
+            below = files["base"]
+        if running:
+            return ours.problem(self.guest, self.live.target, [files[top], below])
+        if chain[1:2] != [below]:
+            return f"it is on {described(chain)}"
+        return ours.problem_off(self.guest, [files[top]])
 
     def _writers(self, *, running: bool) -> frozenset[str]:
         """Those of our files that the guest writes to, or QEMU without the guest."""
@@ -297,41 +359,63 @@ class Settling:
                 with contextlib.ExitStack() as keep:
                     QemuImg(timeout=_OFFLINE_SECONDS).commit(self._spec(top, keep))
                 return
-            self._begin_commit()
+            chain = ours.chain_of(self.guest, self.live.target)
+            below = chain.paths[1]
+            self._begin_commit(chain)
+            expected = [os.path.realpath(top), below]
             job = Job(
                 self.guest,
                 self.live.target,
                 switches=self.switches,
+                expected=expected,
+                mirror=below,
                 limited_seconds=patience(top, self.bandwidth_bytes),
             )
             job.wait_until_ready(report)
-            flush_ahead(top, self.files.below(top))
+            flush_ahead(top, below)
         with self.stages.stage("switch"):
             job.pivot()
 
-    def _begin_commit(self) -> None:
-        """Begin to commit; a job that libvirtd has yet to forget is given its time."""
+    def _begin_commit(self, chain: Chain) -> None:
+        """Begin to commit, to the node; a job that libvirtd has yet to forget is given its time.
+
+        :raises RefusedError: others are at work on the disk.
+        """
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:
             try:
-                self.guest.begin_commit(self.live.target, bandwidth_bytes=self.bandwidth_bytes)
+                self.guest.begin_commit(
+                    self.live.target,
+                    bandwidth_bytes=self.bandwidth_bytes,
+                    top=chain.node(0),
+                    base=chain.node(1),
+                )
                 return
             except HypervisorError:
                 gone = self.guest.is_lost() or not self.guest.is_active()
                 if gone or time.monotonic() > deadline:
                     raise
-            with contextlib.suppress(HypervisorError):
-                self.guest.abort_job(self.live.target)
+            self._end_job()
+            ours.refuse_foreign(self.guest, self.live.target, chain.paths[:2])
             time.sleep(0.5)
 
     def _restore_configuration(self, end: str) -> None:
-        """The next start has the disk where it had it before, in the same words, or at its copy."""
+        """The next start has the disk where it had it before, in the same words, or at its copy.
+
+        Where somebody has given it another file meanwhile, or taken it out, that stays.
+        """
         if not self.guest.is_persistent():
+            return
+        configured = xml.parse_domain(self.guest.configured_xml(with_secrets=False))
+        disk = configured.disk(self.live.target)
+        path = os.path.realpath(self.hypervisor.disk_path(disk) or "/") if disk else ""
+        if path not in self.files.by_role().values():
             return
         source = self.live.source
         if end != self.files.base:
             source = xml.moved_source(source, end)
-        put_at(self.hypervisor, self.guest, self.live.target, source)
+        image_format = self.live.image_format
+        put_at(self.hypervisor, self.guest, self.live.target, source, image_format=image_format)
 
     def _clean(self, end: str, *, finished: bool, certain: bool) -> None:
         """Remove what nobody needs any more, and nothing that somebody has open.
@@ -341,8 +425,9 @@ class Settling:
             because a libvirtd that was killed has forgotten it; that space comes back when the
             guest is powered off.
         """
-        _running, disk = self._domain_now()
-        if os.path.realpath(end) != os.path.realpath(self.hypervisor.disk_path(disk) or "/"):
+        running, disk = self._domain_now()
+        now = self._chain(running, disk)
+        if os.path.realpath(end) not in now:
             raise HypervisorError(
                 f"Disk {self.live.target} of domain {self.guest.name} is not on {shown(end)} "
                 "again, though it should be; no file was removed.",
@@ -351,6 +436,7 @@ class Settling:
         files = self.files
         chain = [path for path in (files.overlay, files.second) if path]
         chain += self._doomed_image(finished=finished)
+        self._refuse_needed(chain, now)
         copies = [files.temp] if files.temp else []
         for path in copies if certain else (*copies, *chain):
             wait_until_free(path)
@@ -366,6 +452,20 @@ class Settling:
             # One that is left if we are killed is where the domain is, and so is found again.
             journal.clear()
             journal.remove()
+
+    def _refuse_needed(self, chain: t.Sequence[str], now: t.Sequence[str]) -> None:
+        """Refuse to remove what others have come to need.
+
+        :raises Foreign: QEMU, a definition, a saved state, a snapshot or a checkpoint names it, or
+            it holds internal snapshots.
+        """
+        there = [os.path.realpath(path) for path in chain if identity_at(path) is not None]
+        used = [f"the guest uses {shown(path)}" for path in there if path in now]
+        why = "".join(used[:1]) or ours.named_by(self.hypervisor, there)
+        overlays = {os.path.realpath(each) for each in (self.files.overlay, self.files.second)}
+        why = why or ours.holds_snapshots(path for path in there if path in overlays)
+        if why:
+            raise ours.foreign_error(self.guest, self.live.target, why, settling=True)
 
     def _doomed_image(self, *, finished: bool) -> list[str]:
         """An original that is not to be kept, or a copy that was not needed, by its name.
@@ -389,10 +489,12 @@ class Settling:
         return [files.kept] if finished and not record.keep_original else []
 
 
-def put_at(hypervisor: Hypervisor, guest: Guest, target: str, source: str) -> None:
+def put_at(
+    hypervisor: Hypervisor, guest: Guest, target: str, source: str, *, image_format: str = ""
+) -> None:
     """Have the next start of a domain find a disk where ``xml.source_of`` has said."""
     before = guest.configured_xml(with_secrets=True)
-    after = xml.with_source(before, target, source)
+    after = xml.with_source(before, target, source, image_format=image_format)
     wanted = xml.canonical(after)
     if xml.canonical(before) != wanted:
         redefine(
@@ -456,6 +558,12 @@ def give_up(settling: Settling, error: ReportedError) -> policy.Settlement | Non
     try:
         settlement = settling.settle()
     except ThinvirtError as worse:
+        if isinstance(worse, ours.Foreign) and isinstance(error, ours.Foreign):
+            error.message = (
+                f"{error.message} It was left to that program as it is, and no file was removed."
+            )
+            error.remedy = worse.remedy
+            return None
         error.message = (
             f"{error.message} The disk could not be brought back on one file: {worse.message} Its "
             "overlay and its image together are whole; remove neither: domain_compact makes one "

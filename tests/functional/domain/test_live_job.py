@@ -49,7 +49,11 @@ def test_one_that_stands_still_is_not_waited_for_without_end(lab, guest, monkeyp
         ours.begin_commit("sda", bandwidth_bytes=2 * MIB)
         (running,) = qmp(lab, guest, "query-block-jobs")
         qmp(lab, guest, "block-job-pause", device=running["device"])
-        job = live_job.Job(ours, "sda", switches=live_job.Switches())
+        base = str(guest.disk("sda").path)
+        expected = [str(guest.disk("sda").path.with_name("stands.overlay")), base]
+        job = live_job.Job(
+            ours, "sda", switches=live_job.Switches(), expected=expected, mirror=base
+        )
         with pytest.raises(HypervisorError, match="has not come on for 1 s"):
             job.wait_until_ready(lambda percent, done=None: told.append((percent, done)))
         qmp(lab, guest, "block-job-resume", device=running["device"])

@@ -29,7 +29,8 @@ def settling(tmp_path):
     settling.stages = Stages()
     settling.pointer = None
     settling.journal = SimpleNamespace(path="", clear=lambda: None, remove=lambda: None)
-    settling.hypervisor = SimpleNamespace(disk_path=lambda _disk: str(base))
+    settling.hypervisor = SimpleNamespace(all_guests=list)
+    settling._chain = lambda _running, _disk: [str(base)]
     return settling
 
 

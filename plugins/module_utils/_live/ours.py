@@ -1,0 +1,215 @@
+# SPDX-FileCopyrightText: 2026 thinvirt.kvm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whether a disk is still what a run has made of it, or others have been at work on it.
+
+Others may take snapshots, save the guest, begin jobs, power it off or change its configuration at
+any moment.  We take part in that: before each step that can't be taken back the chain that libvirt
+and QEMU have must be the one that we made, and what others need of it stays.
+"""
+
+from __future__ import annotations
+
+import os
+import typing as t
+
+from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import (
+    Guest,
+    Hypervisor,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
+    HypervisorError,
+    ThinvirtError,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.header import (
+    read_image_header,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._live import chain as chains
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import shown
+
+
+class Foreign(HypervisorError):  # noqa: N818 (others are not an error, but what they did ends us)
+    """Somebody else has changed the disk, or is at work on it."""
+
+
+class ShutOff(Foreign):
+    """Somebody, or the guest, has powered it off."""
+
+
+def chain_of(guest: Guest, target: str) -> chains.Chain:
+    """The disk's chain as libvirt has it.
+
+    :raises Foreign: the domain has no such disk any more.
+    """
+    found = chains.of_libvirt(guest.live_xml(), target, real=os.path.realpath)
+    if found is None:
+        raise Foreign(
+            f"Domain {guest.name} has no disk {target} any more: it was detached meanwhile.",
+            remedy="Attach it again, and run thinvirt.kvm.domain_compact with state=recovered.",
+        )
+    return found
+
+
+def refuse_foreign(
+    guest: Guest, target: str, expected: t.Sequence[str], *, job: str = "", ask_qemu: bool = True
+) -> None:
+    """Don't go on unless a running domain's disk is what we made of it.
+
+    :param expected: the files of its chain from the top on, symlinks resolved.
+    :param job: the file that a job of ours writes to; empty if there is to be no job.
+    :param ask_qemu: not only libvirt.
+    :raises ShutOff: it does not run any more.
+    :raises Foreign: the disk is another.
+    """
+    try:
+        why = problem(guest, target, expected, job=job, ask_qemu=ask_qemu)
+    except HypervisorError as error:
+        if guest.is_lost() or is_on(guest):
+            raise
+        raise ShutOff(f"Domain {guest.name} was shut off meanwhile.") from error
+    if why:
+        raise foreign_error(guest, target, why)
+
+
+def is_on(guest: Guest) -> bool:
+    """Whether a domain runs; a transient one is gone when it ends."""
+    try:
+        return guest.is_active()
+    except HypervisorError:
+        if guest.is_lost():
+            raise
+        return False
+
+
+def foreign_error(guest: Guest, target: str, why: str, *, settling: bool = False) -> Foreign:
+    """What is said of others.
+
+    :param settling: our last word: everything stays as it was found.
+    """
+    kept = "; no file was removed" if settling else ""
+    return Foreign(
+        f"Another program was at work on disk {target} of domain {guest.name} meanwhile: "
+        f"{why}{kept}.",
+        remedy=_REMEDY,
+    )
+
+
+_REMEDY = (
+    "Let it end, or undo what it did (end its job, start the saved guest, commit or delete its "
+    "snapshot or checkpoint). Then run thinvirt.kvm.domain_compact with state=recovered."
+)
+
+
+def problem(
+    guest: Guest, target: str, expected: t.Sequence[str], *, job: str = "", ask_qemu: bool = True
+) -> str:
+    """What is otherwise than :func:`refuse_foreign` asks; empty if nothing is."""
+    chain = chain_of(guest, target)
+    kind = foreign_job(guest, chain, job)
+    if kind:
+        return kind
+    if ask_qemu:
+        nodes = guest.ask_qemu("query-named-block-nodes")
+        qemu = chains.of_qemu(guest.ask_qemu("query-block"), chain.alias, real=os.path.realpath)
+    else:
+        qemu, nodes = chain.paths, None
+    why = chains.difference(chain, qemu, expected)
+    if not why and nodes is not None:
+        missing = chains.missing_node(chain, nodes, real=os.path.realpath)
+        why = f"QEMU does not have {shown(missing)} open as libvirt says" if missing else ""
+    return why or needed_by_others(guest, expected[:-1])
+
+
+def foreign_job(guest: Guest, chain: chains.Chain, job: str) -> str:
+    """The job on a disk, or on its whole domain, if it is another than ours."""
+    if chain.job and (not job or chain.mirror != job):
+        return f"a block job ({chain.job} to {shown(chain.mirror)}) is at work"
+    name = guest.job_name()
+    if name:
+        return f"the domain is busy ({name})"
+    if not job and guest.block_job(chain.target) is not None:
+        return f"a block job ({', '.join(job_types(guest, chain.target)) or 'unknown'}) is at work"
+    return ""
+
+
+def job_types(guest: Guest, target: str) -> list[str]:
+    """What QEMU's jobs on a disk are: ``mirror``, ``commit``, ``stream``, ``backup``."""
+    jobs = guest.ask_qemu("query-block-jobs")
+    return [str(job.get("type")) for job in jobs if f"-{target}-" in str(job.get("device"))]
+
+
+def needed_by_others(guest: Guest, overlays: t.Sequence[str]) -> str:
+    """Why overlays must not be merged: somebody needs them as they are; empty if nobody does.
+
+    :param overlays: of ours, symlinks resolved.
+    """
+    for what, text in guest.records():
+        named = {os.path.realpath(path) for path in chains.paths_in(text)}
+        for path in overlays:
+            if path in named:
+                return f"the {what} names {shown(path)}"
+    return holds_snapshots(overlays)
+
+
+def holds_snapshots(paths: t.Iterable[str]) -> str:
+    """Which of these files holds internal snapshots, which would go with it; empty if none does."""
+    for path in paths:
+        count = _internal_snapshots(path)
+        if count:
+            return f"{shown(path)} holds internal snapshots ({count})"
+    return ""
+
+
+def _internal_snapshots(path: str) -> int:
+    try:
+        header = read_image_header(path, image_format="qcow2").qcow2
+    except ThinvirtError:
+        return 0  # gone, or not yet filled
+    return header.snapshot_count if header is not None else 0
+
+
+def problem_off(guest: Guest, overlays: t.Sequence[str]) -> str:
+    """Why the overlays of a domain that is off must not be merged; empty if they may be."""
+    why = needed_by_others(guest, overlays)
+    if not why and guest.was_saved():
+        why = "the guest's memory was saved while it was on them (virsh save)"
+    return why
+
+
+def chain_off(path: str, image_format: str) -> list[str]:
+    """The files below a disk of a domain that is off, as the images' headers name them."""
+    paths = [os.path.realpath(path)]
+    while image_format == "qcow2":
+        try:
+            header = read_image_header(paths[-1], image_format="qcow2").qcow2
+        except ThinvirtError:
+            break
+        if header is None or not header.backing_file or ":" in header.backing_file:
+            break
+        below = os.path.join(os.path.dirname(paths[-1]), header.backing_file)
+        below = os.path.realpath(below)
+        if below in paths:
+            break
+        paths.append(below)
+        image_format = header.backing_format or "raw"
+    return paths
+
+
+def named_by(hypervisor: Hypervisor, paths: t.Collection[str]) -> str:
+    """Who still needs one of these files by its name, for people; empty if nobody does.
+
+    Definitions, running domains, saved states, snapshots and checkpoints of all domains.
+    """
+    for guest in hypervisor.all_guests() if paths else ():
+        try:
+            texts = [("configuration", guest.configured_xml(with_secrets=False)), *guest.records()]
+            if guest.is_active():
+                texts.append(("running guest", guest.live_xml()))
+        except HypervisorError:
+            if guest.is_lost():
+                raise
+            continue  # a transient domain that has ended
+        for what, text in texts:
+            for path in map(os.path.realpath, chains.paths_in(text)):
+                if path in paths:
+                    return f"{shown(path)} is named by the {what} of domain {guest.name}"
+    return ""
