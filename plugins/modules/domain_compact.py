@@ -25,6 +25,12 @@ description:
     task, libvirtd, QEMU or the host dies meanwhile, the disk is an overlay with an image below it,
     whole and bootable, and the next run of this module on the domain, with any O(power), makes one
     file of them again.
+  - Other programs may be at work on the domain all the while. If one of them takes a snapshot or a
+    checkpoint, saves the guest or begins a job on the disk, the run on that disk gives way. No job
+    of others is ended, and no file is removed that QEMU, a definition, a saved state, a snapshot or
+    a checkpoint names. When they are done, O(state=recovered) makes one file of the disk.
+  - A domain has one run of this module, or of M(thinvirt.kvm.domain_backup), at a time; a second
+    one is refused at once.
   - With O(power=cycle), a running guest is shut down in order if something is worth it, compacted,
     started again and waited for. A guest that ran before runs afterwards, whatever happens to this
     task. If it is killed, the next run starts the guest.

@@ -48,13 +48,15 @@ class RecordCalls:
                 return None
             raise
 
-    def was_saved(self) -> bool:
+    def was_saved(self) -> bool | None:
         """Whether it is off because its memory was saved, to wherever that was.
 
         libvirt knows that until its daemon is restarted.
+
+        :returns: None while libvirt is still about to turn it off, and does not say why.
         """
         with translated(f"read the state of domain {self.name}"):
-            return tuple(self._domain.state(0)) == (
-                libvirt.VIR_DOMAIN_SHUTOFF,
-                libvirt.VIR_DOMAIN_SHUTOFF_SAVED,
-            )
+            state, reason = self._domain.state(0)
+        if state not in (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_CRASHED):
+            return None
+        return (state, reason) == (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_SAVED)

@@ -44,6 +44,7 @@ class Live:
     :param base: path of an image that is moved to another folder; empty for one that is not.
     :param dest: path of its copy there.  A journal beside that says the same, so that the run is
         found from either side; the image's own is the one that counts.
+    :param saved: the guest's memory may have been saved while it was on an overlay.
     """
 
     domain: str
@@ -54,6 +55,7 @@ class Live:
     second: str = ""
     base: str = ""
     dest: str = ""
+    saved: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

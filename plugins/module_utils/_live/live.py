@@ -221,6 +221,10 @@ class LiveCompaction:
             error = problem
             if isinstance(error, OSError):
                 error = failure(self.path, "compacted", error)
+            if isinstance(error, ours.MaybeSaved):
+                live = dataclasses.replace(live_of(self._record, self.path), saved=True)
+                self._record = dataclasses.replace(self._record, live=live)
+                journal.write(self._record)
             with signals_wait():
                 # What is given up is over soon.
                 settlement = give_up(self._settling(journal, bandwidth_bytes=0), error)
@@ -299,6 +303,9 @@ class LiveCompaction:
             ]
             flush_ahead(self.path)
             ours.refuse_foreign(self.guest, self.disk.target, [self.path])
+            why = ours.named_in_records(self.guest, [self.path])
+            if why:
+                raise ours.foreign_error(self.guest, self.disk.target, why)
             with self.switches.timed():
                 self.guest.write_to_overlay(self.disk.target, self.files.overlay, others=others)
             self._refuse_foreign()
@@ -412,11 +419,12 @@ class LiveCompaction:
         self._advance(journal, policy.MIRROR)
         second = self.files.by_role()["second"]
         with self.stages.stage(policy.MIRROR):
-            self.guest.begin_copy(
-                self.disk.target,
-                self.files.second,
-                bandwidth_bytes=self.bounds.bandwidth_bytes,
-            )
+            with ours.may_wait(self.guest):
+                self.guest.begin_copy(
+                    self.disk.target,
+                    self.files.second,
+                    bandwidth_bytes=self.bounds.bandwidth_bytes,
+                )
             self._job = second
             self._refuse_foreign(job=second)
         return Job(

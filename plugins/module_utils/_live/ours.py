@@ -9,7 +9,9 @@ and QEMU have must be the one that we made, and what others need of it stays.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 import typing as t
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import (
@@ -26,6 +28,11 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.header import 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._live import chain as chains
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import shown
 
+#: For libvirt to turn a guest off, once it counts as off.
+_OFF_SECONDS = 30.0
+#: No call takes so long but one that waits.
+_WAITED_SECONDS = 0.3
+
 
 class Foreign(HypervisorError):  # noqa: N818 (others are not an error, but what they did ends us)
     """Somebody else has changed the disk, or is at work on it."""
@@ -33,6 +40,32 @@ class Foreign(HypervisorError):  # noqa: N818 (others are not an error, but what
 
 class ShutOff(Foreign):
     """Somebody, or the guest, has powered it off."""
+
+
+class MaybeSaved(Foreign):
+    """The guest was turned off while a call of ours waited for libvirt to be done with it."""
+
+
+@contextlib.contextmanager
+def may_wait(guest: Guest) -> t.Iterator[None]:
+    """Around a call for which libvirt has us wait while it saves the guest.
+
+    It then says that the guest has crashed, not that it was saved (seen with 9.0).
+
+    :raises MaybeSaved: the call took so long, and the guest is off now.
+    """
+    begin = time.monotonic()
+    try:
+        yield
+    except HypervisorError as error:
+        waited = time.monotonic() - begin > _WAITED_SECONDS
+        if not waited or guest.is_lost() or is_on(guest):
+            raise
+        raise MaybeSaved(
+            f"Domain {guest.name} was turned off by another program, which may have saved its "
+            "memory.",
+            remedy=_REMEDY,
+        ) from error
 
 
 def chain_of(guest: Guest, target: str) -> chains.Chain:
@@ -62,6 +95,8 @@ def refuse_foreign(
     """
     try:
         why = problem(guest, target, expected, job=job, ask_qemu=ask_qemu)
+    except Foreign:
+        raise
     except HypervisorError as error:
         if guest.is_lost() or is_on(guest):
             raise
@@ -108,8 +143,10 @@ def problem(
     if kind:
         return kind
     if ask_qemu:
-        nodes = guest.ask_qemu("query-named-block-nodes")
-        qemu = chains.of_qemu(guest.ask_qemu("query-block"), chain.alias, real=os.path.realpath)
+        with may_wait(guest):
+            nodes = guest.ask_qemu("query-named-block-nodes")
+            devices = guest.ask_qemu("query-block")
+        qemu = chains.of_qemu(devices, chain.alias, real=os.path.realpath)
     else:
         qemu, nodes = chain.paths, None
     why = chains.difference(chain, qemu, expected)
@@ -142,12 +179,17 @@ def needed_by_others(guest: Guest, overlays: t.Sequence[str]) -> str:
 
     :param overlays: of ours, symlinks resolved.
     """
+    return named_in_records(guest, overlays) or holds_snapshots(overlays)
+
+
+def named_in_records(guest: Guest, paths: t.Sequence[str]) -> str:
+    """Which of libvirt's records of a domain names one of these files; empty if none does."""
     for what, text in guest.records():
         named = {os.path.realpath(path) for path in chains.paths_in(text)}
-        for path in overlays:
+        for path in paths:
             if path in named:
                 return f"the {what} names {shown(path)}"
-    return holds_snapshots(overlays)
+    return ""
 
 
 def holds_snapshots(paths: t.Iterable[str]) -> str:
@@ -169,10 +211,21 @@ def _internal_snapshots(path: str) -> int:
 
 def problem_off(guest: Guest, overlays: t.Sequence[str]) -> str:
     """Why the overlays of a domain that is off must not be merged; empty if they may be."""
-    why = needed_by_others(guest, overlays)
-    if not why and guest.was_saved():
-        why = "the guest's memory was saved while it was on them (virsh save)"
-    return why
+    deadline = time.monotonic() + _OFF_SECONDS
+    try:
+        saved = guest.was_saved()
+        while saved is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+            saved = guest.was_saved()
+    except HypervisorError:
+        if guest.is_lost():
+            raise
+        return ""  # a transient domain is gone when it ends
+    if saved is None:
+        return "the guest was turned off and on"
+    if saved:
+        return "the guest's memory was saved while it was on them (virsh save)"
+    return needed_by_others(guest, overlays)
 
 
 def chain_off(path: str, image_format: str) -> list[str]:

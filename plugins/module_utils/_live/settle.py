@@ -316,6 +316,8 @@ class Settling:
             return ours.problem(self.guest, self.live.target, [files[top], below])
         if chain[1:2] != [below]:
             return f"it is on {described(chain)}"
+        if self.live.saved:
+            return "the guest was turned off, and its memory may have been saved before"
         return ours.problem_off(self.guest, [files[top]])
 
     def _writers(self, *, running: bool) -> frozenset[str]:
@@ -384,13 +386,19 @@ class Settling:
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:
             try:
-                self.guest.begin_commit(
-                    self.live.target,
-                    bandwidth_bytes=self.bandwidth_bytes,
-                    top=chain.node(0),
-                    base=chain.node(1),
-                )
+                with ours.may_wait(self.guest):
+                    self.guest.begin_commit(
+                        self.live.target,
+                        bandwidth_bytes=self.bandwidth_bytes,
+                        top=chain.node(0),
+                        base=chain.node(1),
+                    )
                 return
+            except ours.MaybeSaved:
+                self.live = dataclasses.replace(self.live, saved=True)
+                self.record = dataclasses.replace(self.record, live=self.live)
+                self.journal.write(self.record)
+                raise
             except HypervisorError:
                 gone = self.guest.is_lost() or not self.guest.is_active()
                 if gone or time.monotonic() > deadline:
