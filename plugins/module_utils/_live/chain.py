@@ -147,7 +147,7 @@ def described(paths: t.Sequence[str]) -> str:
 
 def paths_in(text: str) -> frozenset[str]:
     """Every absolute path that an XML of libvirt's names anywhere."""
-    found = set()
+    found: set[str] = set()
     for element in xml.parse_any(text).iter():
         if isinstance(element.tag, str):
             values = [*element.attrib.values(), (element.text or "").strip()]

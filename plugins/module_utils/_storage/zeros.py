@@ -210,7 +210,6 @@ def _is_zero(fd: int, offset: int, length: int) -> bool:
 def _dig(fd: int, runs: t.Iterable[tuple[int, int]]) -> None:
     size = os.fstat(fd).st_size
     for offset, length in runs:
-        give_way_if_asked()
         # The kernel frees whole blocks: that of a short end only if it is punched as a whole.
         beyond = -length % BLOCK_BYTES if offset + length == size else 0
         punch_hole(fd, offset=offset, length=length + beyond)
