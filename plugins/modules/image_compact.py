@@ -53,7 +53,7 @@ options:
     description:
       - The format of all these images, where it is known.
       - With V(auto), a file that begins with qcow2's magic number is taken for qcow2, and any other
-        for raw.
+        for raw. A container of another format, such as VDI, VMDK or VHDX, is refused.
     type: str
     choices: [auto, raw, qcow2]
     default: auto

@@ -70,6 +70,9 @@ options:
       - The format of the images, where it is known.
       - With V(auto), a file that begins with qcow2's magic number is taken for qcow2, and any other
         for raw.
+      - The guest of a raw disk can write that number. With V(auto), an image that names a backing
+        or data file is therefore refused, as is a container of another format, such as VDI, VMDK
+        or VHDX.
     type: str
     choices: [auto, raw, qcow2]
     default: auto

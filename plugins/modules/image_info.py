@@ -55,7 +55,7 @@ options:
       - The format of all these images. Name it where it is known, for example from the domain's
         XML.
       - With V(auto), a file that begins with qcow2's magic number is taken for qcow2, and any other
-        for raw.
+        for raw. A container of another format, such as VDI, VMDK or VHDX, is refused.
       - A guest can write anything into its raw disk, a qcow2 header too. With V(auto), what such a
         header says is reported, but no file that it names outside of the allowed folders is
         followed. The image is refused then.

@@ -156,8 +156,9 @@ def backing_chain(
 
     A file that is missing or unreadable ends the chain and is reported in its last link.
 
-    :param keep: keeps them open, so that no name can come to mean another file.
-    :raises RefusedError: a header names something that may not be followed.
+    :param keep: keeps them open for their content, so that no name can come to mean another file.
+    :raises RefusedError: a header names something that may not be followed, or wants its content
+        read, and nobody but itself says that it is one.
     :raises ImageError: the chain loops, is too deep, or is of a format that can't be read.
     """
     chain: list[BackingLink] = []
@@ -166,6 +167,8 @@ def backing_chain(
     while upper.qcow2 is not None and upper.qcow2.backing_file is not None:
         name, declared = upper.qcow2.backing_file, upper.qcow2.backing_format
         path = places.locate(name, overlay=overlay, role="backing file")
+        if keep is not None:
+            _refuse_probed(upper, overlay, "backing file", name)
         if declared is not None and declared not in ("raw", "qcow2"):
             raise ImageError(
                 f"{shown(overlay)} says that its backing file {shown(path)} has the format "
@@ -222,6 +225,8 @@ def data_file_of(
     path = data_file_path(header, places=places)
     if path is None:
         return None
+    if keep is not None:
+        _refuse_probed(header, header.path, "data file", path)
     try:
         with contextlib.ExitStack() as closed:
             image = (keep or closed).enter_context(open_image(path))
@@ -236,3 +241,18 @@ def _refused(overlay: str, role: str, name: str, why: str) -> RefusedError:
         f"{shown(overlay)} names {shown(name)} as its {role}, {why}; it was not opened.",
         remedy=_REMEDY,
     )
+
+
+def _refuse_probed(header: ImageHeader, path: str, role: str, name: str) -> None:
+    """Refuse to read the content of a file for a header that a guest may have written.
+
+    :param path: of the image whose header it is.
+    """
+    if header.probed:
+        raise RefusedError(
+            f"{shown(path)} names {shown(name)} as its {role}, and nothing but its first bytes "
+            "says that it is qcow2: the guest of a raw disk can write them. Nothing was changed.",
+            remedy="If it is qcow2, say so with format=qcow2 (image_convert: src_format=qcow2; for "
+            "a backing file: qemu-img rebase -u -F qcow2 of its overlay); if it is a raw disk, "
+            "with raw in its place.",
+        )

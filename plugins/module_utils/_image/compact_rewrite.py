@@ -241,7 +241,9 @@ class Rewrite:
         backing: list[tuple[Storage, str]] = []
         if self.request.flatten:
             places = Places.of(self.image.path, allowed_dirs=self.request.allowed_dirs)
-            for link in backing_chain(self.image, header, places=places, keep=self.keep):
+            # flatten says that it has a backing file, and libvirt was asked about its format.
+            meant = dataclasses.replace(header, probed=False)
+            for link in backing_chain(self.image, meant, places=places, keep=self.keep):
                 if link.header is None:
                     raise ImageError(
                         f"The backing chain of {shown(self.image.path)} cannot be read: "

@@ -12,6 +12,11 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
     UnsupportedError,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image import qcow2
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.containers import (
+    HEAD_BYTES,
+    TAIL_BYTES,
+    container_of,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.files import (
     OpenImage,
     open_image,
@@ -34,6 +39,8 @@ class ImageHeader:
     :param length_bytes: the file's length or the device's capacity.
     :param qcow2: the rest of the header; None for a raw image.  The names of other files in
         it are only reported: nothing was opened, nothing is checked.
+    :param probed: only its own first bytes say that it is qcow2.  A guest can write those into its
+        raw disk: what they name must not get into any copy.
     """
 
     path: str
@@ -43,6 +50,7 @@ class ImageHeader:
     allocated_bytes: int | None
     length_bytes: int
     qcow2: qcow2.Qcow2Header | None
+    probed: bool = False
 
 
 def read_image_header(path: str, *, image_format: str = "auto") -> ImageHeader:
@@ -54,6 +62,7 @@ def read_image_header(path: str, *, image_format: str = "auto") -> ImageHeader:
         others for raw.  A guest can write that number into its raw disk: what the header
         then says is the guest's word.
     :raises ImageError: the header is malformed, or not of that format.
+    :raises UnsupportedError: ``auto`` finds a container of another hypervisor.
     :raises ThinvirtError: the file can't be opened or read.
     """
     with open_image(path) as image:
@@ -82,6 +91,7 @@ def read_open_header(image: OpenImage, *, path: str, image_format: str) -> Image
         allocated_bytes=usage.allocated_bytes,
         length_bytes=usage.length_bytes,
         qcow2=header,
+        probed=header is not None and image_format == "auto",
     )
 
 
@@ -90,6 +100,7 @@ def _qcow2_header(fd: int, length: int, image_format: str) -> qcow2.Qcow2Header 
         return None
     data = os.pread(fd, qcow2.USUAL_HEADER_BYTES, 0)
     if image_format == "auto" and not qcow2.is_qcow2(data):
+        _refuse_container(fd, length, data)
         return None
     try:
         return qcow2.parse_header(data, file_length=length)
@@ -98,3 +109,15 @@ def _qcow2_header(fd: int, length: int, image_format: str) -> qcow2.Qcow2Header 
         if size <= len(data):
             raise
         return qcow2.parse_header(os.pread(fd, size, 0), file_length=length)
+
+
+def _refuse_container(fd: int, length: int, data: bytes) -> None:
+    """Refuse a file that holds a disk in the manner of others, rather than take it for the disk."""
+    tail = os.pread(fd, TAIL_BYTES, max(0, length - TAIL_BYTES))
+    found = container_of(data[:HEAD_BYTES], tail)
+    if found is not None:
+        raise UnsupportedError(
+            f"It is a {found[1]} image, which is not read here; nothing was changed.",
+            remedy=f"Convert it first (qemu-img convert -f {found[0]} -O qcow2). If it is a raw "
+            "disk, whose guest wrote that, say so with format=raw (image_convert: src_format=raw).",
+        )

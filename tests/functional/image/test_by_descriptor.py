@@ -59,7 +59,7 @@ def chain(tmp_path):
 def test_the_backing_file_of_a_copy(chain, tmp_path, subcommand):
     base, top, wanted = chain
     exchange = Exchange(subcommand, base, top)
-    request = convert.Request(min_free_bytes=0)
+    request = convert.Request(src_format="qcow2", min_free_bytes=0)
     dest = str(tmp_path / "copy.qcow2")
     convert.convert(str(top), dest, request, check_mode=False, stages=Stages(), runner=exchange.run)
     assert exchange.done == 1
@@ -92,7 +92,7 @@ def test_the_data_file_of_a_copy(tmp_path):
     convert.convert(
         path,
         dest,
-        convert.Request(min_free_bytes=0),
+        convert.Request(src_format="qcow2", min_free_bytes=0),
         check_mode=False,
         stages=Stages(),
         runner=exchange.run,

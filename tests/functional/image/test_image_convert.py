@@ -126,7 +126,7 @@ def test_the_copy_of_an_overlay_is_whole(image, tmp_path):
     refused = convert(src=top, dest=dest)
     assert_explains(refused, "lies in no allowed folder", "allowed_dirs")
     assert os.listdir(tmp_path / "out") == []
-    convert(src=top, dest=dest, allowed_dirs=[str(tmp_path)])
+    convert(src=top, dest=dest, src_format="qcow2", allowed_dirs=[str(tmp_path)])
     assert "backing-filename" not in info(dest)
     assert "identical" in run("qemu-img", "compare", top, dest)
 
@@ -135,9 +135,50 @@ def test_an_external_data_file_is_taken_in(tmp_path):
     path = create(tmp_path / "x.qcow2", data_file=str(tmp_path / "x.raw"))
     qemu_io(path, "write -P 5 0 3M")
     dest = str(tmp_path / "copy.qcow2")
-    convert(src=path, dest=dest)
+    convert(src=path, dest=dest, src_format="qcow2")
     assert "data-file" not in info(dest)["format-specific"]["data"]
     assert "identical" in run("qemu-img", "compare", path, dest)
+
+
+@pytest.mark.parametrize("file_format", ["vdi", "vmdk", "vhdx", "vpc", "qed", "parallels"])
+@pytest.mark.parametrize("check", [False, True])
+def test_a_container_of_others_is_not_taken_for_the_disk_in_it(tmp_path, file_format, check):
+    (tmp_path / "out").mkdir()
+    path = create(tmp_path / "x.img", file_format=file_format)
+    refused(path, tmp_path, " image, which is not read here", f"-f {file_format} ", check=check)
+
+
+def test_a_vhd_of_fixed_size_is_known_by_its_end(tmp_path):
+    (tmp_path / "out").mkdir()
+    path = create(tmp_path / "x.vhd", file_format="vpc", subformat="fixed")
+    refused(path, tmp_path, "is a VHD image")
+    assert convert(src=path, dest=f"{tmp_path}/out/copy", src_format="raw")["changed"]
+
+
+@pytest.mark.parametrize("other", ["victim.img", "data file", "backing file of the backing file"])
+def test_what_a_guest_wrote_into_its_raw_disk_gets_no_data_of_others(tmp_path, other):
+    (tmp_path / "out").mkdir()
+    victim = tmp_path / "victim.img"
+    victim.write_bytes(b"SECRET" * 100_000)
+    header, disk = tmp_path / "header", tmp_path / "disk.img"
+    if other == "data file":
+        create(header, "8M", data_file=tmp_path / "own", data_file_raw="on")
+        os.replace(victim, tmp_path / "own")
+    else:
+        run("qemu-img", "create", "-qu", "-fqcow2", "-b", victim, "-Fraw", header, "8M")
+    disk.write_bytes(header.read_bytes().ljust(8 * MIB, b"\0"))
+    src, given = str(disk), {}
+    if "backing file of" in other:  # of an overlay that does not say what it lies on
+        src, given = str(tmp_path / "top.qcow2"), {"src_format": "qcow2"}
+        run("qemu-img", "create", "-qu", "-fqcow2", "-b", disk, "-Fqcow2", src, "8M")
+        with open(src, "r+b") as file:
+            data = file.read()
+            file.seek(0)
+            file.write(data.replace(b"\xe2\x79\x2a\xca", b"none"))
+    refused(src, tmp_path, "the guest of a raw disk can write them", **given)
+    copied = convert(src=str(disk), dest=f"{tmp_path}/out/copy", src_format="raw", format="raw")
+    assert copied["changed"]
+    assert disk.read_bytes() == (tmp_path / "out" / "copy").read_bytes()
 
 
 def refused(image, tmp_path, *words, **arguments):
@@ -365,12 +406,12 @@ def test_the_data_may_change_in_another_file(tmp_path, other):
         written = create(tmp_path / "base.qcow2")
         path = create(tmp_path / "x.qcow2", backing=written)
     dest = str(tmp_path / "out" / "copy.qcow2")
-    convert(src=path, dest=dest)
-    assert not convert(src=path, dest=dest)["changed"]
+    convert(src=path, dest=dest, src_format="qcow2")
+    assert not convert(src=path, dest=dest, src_format="qcow2")["changed"]
     before = os.stat(path).st_mtime_ns
     qemu_io(written, "write -P 6 0 3M")
     os.utime(path, ns=(before, before))
-    assert convert(src=path, dest=dest)["changed"]
+    assert convert(src=path, dest=dest, src_format="qcow2")["changed"]
     assert "identical" in run("qemu-img", "compare", path, dest)
 
 
