@@ -33,6 +33,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.policy import
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.turns import side_by_side
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import ThinvirtError
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image import archive
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.disk_links import followed
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure
 
 
@@ -102,6 +103,10 @@ def _back_up(hypervisor: Hypervisor, outcome: Outcome, settings: Settings) -> No
     folder = os.path.join(settings.folder, archive.folder_name(domain.name))
     paths = {disk.target: hypervisor.disk_path(disk) for disk in chosen}
     backup_policy.refuse_disks(domain, chosen, paths, running=outcome.running)
+    if not outcome.running:  # QEMU itself reads the disks of a running guest
+        for disk in chosen:
+            path = paths[disk.target]
+            paths[disk.target] = followed(path, image_format=disk.format or "raw")
     _refuse_unsafe(outcome, text, domain, chosen, settings)
     outcome.disks = [
         DiskOutcome(

@@ -43,6 +43,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact_policy
     Request,
     refuse_obstacles,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.disk_links import followed
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.estimate import estimate
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.files import open_image
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.progress import progress_logger
@@ -224,7 +225,7 @@ class Compactor:
             if planned is None or os.path.realpath(done.path) != planned.path:
                 done.outcome = self._live_estimate(guest, disk, done.path)
             else:  # what it gives was read from the same file
-                with open_image(done.path) as image:
+                with open_image(_followed(disk, done.path)) as image:
                     obstacles = Users(self.hypervisor).obstacles(image, off=guest.uuid)
                     users = [o for o in obstacles if o.unless_format != disk.format]
                     refuse_obstacles(done.path, users, punch=False)
@@ -290,7 +291,7 @@ class Compactor:
 
     def _live_estimate(self, guest: Guest, disk: xml.Disk, path: str) -> compact.Outcome:
         found = estimate(
-            path,
+            _followed(disk, path),
             self._live_request(disk),
             obstacles=functools.partial(self._users.obstacles, off=guest.uuid),
             stages=Stages(report=progress_logger(path, self.log)),
@@ -358,6 +359,7 @@ class Compactor:
         try:
             done.path = self.hypervisor.disk_path(disk)
             _refuse_foreign(domain.name, disk, done.path)
+            path = _followed(disk, done.path)
             disk_safety.refuse_disks(
                 guest.configured_xml(with_secrets=False), [disk.target], known_disk.COMPACT_OFF
             )
@@ -365,12 +367,12 @@ class Compactor:
             stages = Stages(report=progress_logger(done.path, self.log))
             if running:
                 obstacles = functools.partial(self._users.obstacles, off=domain.uuid)
-                done.outcome = estimate(done.path, request, obstacles=obstacles, stages=stages)
-            elif request.moves(os.path.realpath(done.path)):
-                done.outcome = self._moved(guest, disk, done.path, request, stages)
+                done.outcome = estimate(path, request, obstacles=obstacles, stages=stages)
+            elif request.moves(os.path.realpath(path)):
+                done.outcome = self._moved(guest, disk, path, request, stages)
             else:
                 done.outcome = compact.compact(
-                    done.path,
+                    path,
                     request,
                     obstacles=self._users.obstacles,
                     check_mode=check_mode,
@@ -416,3 +418,7 @@ def _refuse_foreign(domain: str, disk: xml.Disk, path: str) -> None:
             f"Refused: {where} has the format {disk.format}; nothing was changed.",
             remedy="Convert it to qcow2 or raw with qemu-img convert.",
         )
+
+
+def _followed(disk: xml.Disk, path: str) -> str:
+    return followed(path, image_format=disk.format or "raw")

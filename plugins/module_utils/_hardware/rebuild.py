@@ -38,6 +38,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image import convert
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.attributes import (
     copy_attributes,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.disk_links import followed
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.files import open_image
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import Stages
 from ansible_collections.thinvirt.kvm.plugins.module_utils._plan import Change
@@ -215,7 +216,8 @@ def _copies(
                 remedy="Rebuild the domain by hand, or take the disk out first.",
             )
         dest = os.path.join(folder, f"{name}-{disk.target}.{form}")
-        copies.append(DiskCopy(disk.target, path, dest, form))
+        src = path if reason else followed(path, image_format=form)
+        copies.append(DiskCopy(disk.target, src, dest, form))
     return tuple(copies)
 
 

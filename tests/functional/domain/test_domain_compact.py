@@ -103,6 +103,54 @@ def test_check_then_run_then_again(lab, domain):
     lab.virsh("start", guest.name, "--paused")
 
 
+def linked(guest, folder):
+    """Have the name of its disk lead to another folder, as OpenNebula does; the link."""
+    link = Path(guest.disk("sda").path)
+    folder.mkdir()
+    os.rename(link, folder / "0")
+    link.symlink_to(folder / "0")
+    return link
+
+
+@pytest.mark.parametrize("method", ["punch", "rewrite"])
+def test_a_disk_that_the_domain_names_by_a_link(lab, domain, tmp_path, method):
+    guest = domain()
+    link = linked(guest, tmp_path / "snap")
+    before = blocks(guest)
+    run("qemu-img", "convert", "-O", "raw", link, tmp_path / "wanted")
+    checked = compact(lab, guest.name, method=method, check=True)
+    result = compact(lab, guest.name, method=method)
+    assert checked["changed"]
+    assert result["freed_bytes"] == before - blocks(guest) >= 8 * MIB
+    assert link.is_symlink()
+    assert "identical" in run("qemu-img", "compare", "-F", "raw", link, tmp_path / "wanted")
+    (tmp_path / "backup").mkdir()
+    given = {"dest_dir": str(tmp_path / "backup"), "min_free_bytes": 0}
+    assert run_module("domain_backup", uri=lab.uri, domains=[guest.name], **given)["changed"]
+    copies = [path for path in (tmp_path / "backup").rglob("*.qcow2") if path.is_file()]
+    assert copies
+    assert "identical" in run("qemu-img", "compare", copies[0], link)
+
+
+def test_a_link_that_somebody_else_could_lead_elsewhere_is_not_followed(lab, domain, tmp_path):
+    guest = domain()
+    linked(guest, tmp_path / "snap")
+    before = blocks(guest)
+    run("chmod", "777", tmp_path / "snap")
+    assert_explains(compact(lab, guest.name), "could exchange files", "nothing was changed. Give")
+    given = {"dest_dir": str(tmp_path), "min_free_bytes": 0}
+    refused = run_module("domain_backup", uri=lab.uri, domains=[guest.name], **given)
+    assert_explains(refused, "could exchange files", "nothing was changed. Give")
+    assert blocks(guest) == before
+
+
+def test_a_link_beside_which_another_backing_file_lies(lab, domain, tmp_path):
+    guest = domain()
+    link = linked(guest, tmp_path / "snap")
+    run("qemu-img", "rebase", "-u", "-b", "base.qcow2", "-F", "qcow2", link)
+    assert_explains(compact(lab, guest.name), "which lies beside one or the other")
+
+
 def test_a_running_domain_is_left_alone(lab, domain):
     guest = domain()
     lab.virsh("start", guest.name, "--paused")
