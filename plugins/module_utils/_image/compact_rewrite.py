@@ -51,6 +51,10 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import
     swap_in,
     verified_copy,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.table_size import (
+    spare_table_bytes,
+    used_table_bytes,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.filesystem import (
     file_system_of,
 )
@@ -87,6 +91,9 @@ class Rewrite:
     :param journal: None in check mode: nothing is changed then.
     :param keep: holds its backing files open.
     """
+
+    #: The most that the copy's tables take, as far as that is known.
+    tables: int | None = None
 
     def __init__(
         self,
@@ -271,6 +278,10 @@ class Rewrite:
             spec, target_format=copy.format, options=copy.options, pass_fds=(self.image.fd,)
         )
         required = measured.required_bytes + measured.bitmaps_bytes
+        if copy.format == "qcow2":
+            header = self.facts.header
+            self.tables = used_table_bytes(self.image.fd, header, copy.options)
+            required -= spare_table_bytes(self.image.fd, header, self.tool, copy.options)
         if copy.format == "raw":  # of which QEMU tells the length alone
             required = self.facts.data_bytes
         whole = copy.options.get("preallocation") in ("falloc", "full")
@@ -290,6 +301,7 @@ class Rewrite:
                 target_format=plan.copy.format,
                 options=plan.copy.options,
             ).required_bytes
+            tables = tables if self.tables is None else min(tables, self.tables)
         if self.journal is None:
             zeros = self.zeros(None)
         elif dead < enough:

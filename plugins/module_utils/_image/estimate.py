@@ -41,6 +41,9 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import
     Stages,
     fd_storage,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.table_size import (
+    spare_table_bytes,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.zeros import count_zeros
 
@@ -133,11 +136,13 @@ def _dead_bytes(fd: int, header: ImageHeader, tool: QemuImg) -> int:
     """Clusters that nothing refers to; none where a copy would not tell."""
     if header.qcow2 is None or header.qcow2.snapshot_count or header.qcow2.encryption != "none":
         return 0
+    options = header_options(header.qcow2)
     measured = tool.measure(
         image_spec(fd_storage(fd), header.format),
         target_format="qcow2",
-        options=header_options(header.qcow2),
+        options=options,
         pass_fds=(fd,),
         force_share=True,
     )
-    return max(0, (header.allocated_bytes or 0) - measured.required_bytes)
+    spare = spare_table_bytes(fd, header, tool, options)
+    return max(0, (header.allocated_bytes or 0) - measured.required_bytes + spare)

@@ -51,6 +51,9 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.qemu_output im
     Bitmap,
     CheckResult,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.table_size import (
+    spare_table_bytes,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.extents import (
     data_extents,
     extent_count,
@@ -228,7 +231,7 @@ def _ask_qemu(image: OpenImage, info: ImageInfo, options: Options, tool: QemuImg
             info,
             check=tool.check(spec) if options.check else None,
             check_skipped="" if options.check else "It was not asked for.",
-            reclaimable_bytes=_reclaimable(info, tool, spec),
+            reclaimable_bytes=_reclaimable(image.fd, info, tool, spec),
         )
     except CommandError:
         # A guest that started meanwhile has the image now, and qemu-img could not have it.
@@ -248,7 +251,7 @@ def _why_closed(info: ImageInfo) -> str:
     return ""
 
 
-def _reclaimable(info: ImageInfo, tool: QemuImg, spec: str) -> int | None:
+def _reclaimable(fd: int, info: ImageInfo, tool: QemuImg, spec: str) -> int | None:
     header = info.header.qcow2
     if header is None or info.header.allocated_bytes is None:
         return None
@@ -259,5 +262,6 @@ def _reclaimable(info: ImageInfo, tool: QemuImg, spec: str) -> int | None:
         options["extended_l2"] = "on"
     measured = tool.measure(spec, target_format="qcow2", options=options)
     needed = measured.required_bytes + measured.bitmaps_bytes
+    needed -= spare_table_bytes(fd, info.header, tool, options)
     shared = info.layout.shared_bytes if info.layout is not None else 0
     return _at_least(info.header.allocated_bytes - shared - needed)

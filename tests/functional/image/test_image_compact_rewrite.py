@@ -222,6 +222,22 @@ def test_a_longer_file_is_shortened(tmp_path):
     assert entry["after"]["length_bytes"] < entry["before"]["length_bytes"] - 20 * MIB
 
 
+def test_a_thin_disk_of_many_tib(tmp_path):
+    """measure counts 2 GiB of tables that a thin image does not have."""
+    path = create(tmp_path / "x.qcow2", "16T")
+    qemu_io(path, "write -P 1 0 8M", "write -P 2 9T 8M", "write -P 3 10T 32M")
+    qemu_io(path, "discard 10T 32M", "write -P 0 9T 4M")
+    before = os.stat(path).st_blocks
+    copy = tmp_path / "copy.qcow2"
+    run("qemu-img", "convert", "-O", "qcow2", path, copy)
+    given = {"method": "rewrite", "min_free_bytes": 0, "min_reclaim_bytes": 2 * MIB}
+    checked = entry_of(path, check=True, **given)
+    made = entry_of(path, **given)
+    assert checked["method"] == made["method"] == "rewrite"
+    assert os.stat(path).st_blocks <= os.stat(copy).st_blocks < before
+    assert "identical" in run("qemu-img", "compare", path, copy)
+
+
 def test_flatten(tmp_path):
     base = image(tmp_path / "base.qcow2", zeros_mib=0)
     path = tmp_path / "x.qcow2"
