@@ -74,6 +74,13 @@ options:
         already, the image is refused.
     type: bool
     default: false
+  force:
+    description:
+      - Rewrite the image even if that gives nothing back, to have a file in many pieces written
+        anew. What must not be rewritten is refused all the same. Every run rewrites it again.
+      - Not with O(method=punch) and O(method=trim).
+    type: bool
+    default: false
   accept_no_rollback:
     description: Consent to O(method=trim), which changes the file systems in the image in place.
     type: bool

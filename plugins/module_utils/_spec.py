@@ -50,6 +50,7 @@ def compact_spec() -> dict[str, t.Any]:
         "flatten": {"type": "bool", "default": False},
         "allowed_dirs": {"type": "list", "elements": "str", "default": []},
         "keep_original": {"type": "bool", "default": False},
+        "force": {"type": "bool", "default": False},
         "accept_no_rollback": {"type": "bool", "default": False},
         "accept_unsharing": {"type": "bool", "default": False},
         "timeout": {"type": "int", "default": 21600},

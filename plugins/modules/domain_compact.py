@@ -52,6 +52,7 @@ attributes:
   idempotent:
     support: full
     details:
+      - Not with O(force).
       - With O(power=cycle) a guest that writes zeros or deletes snapshots between two runs makes
         both change. So does one that deletes files and is asked to trim, with O(power=live).
       - With O(power=live), O(compression=none) and V(zlib) are no reason to make a copy by

@@ -36,6 +36,8 @@ attributes:
     support: full
   idempotent:
     support: full
+    details:
+      - Not with O(force).
 options:
   uri:
     description:

@@ -118,8 +118,8 @@ def _findings(image: Image) -> t.Iterator[Finding]:
             reason=f"The file lies in {extents} pieces of {allocated // extents >> 10} KiB on "
             "average: reading it in order is slow on spinning disks, and its file system keeps a "
             "long list.",
-            remedy="Rewrite it with thinvirt.kvm.domain_compact and method=rewrite. On solid "
-            "state storage it can stay as it is.",
+            remedy="Rewrite it with thinvirt.kvm.domain_compact, method=rewrite and force=true. On "
+            "solid state storage it can stay as it is.",
         )
     if image.measure_error:
         yield Finding(

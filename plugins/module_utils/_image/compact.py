@@ -238,6 +238,7 @@ class _Compaction:
             self._trim(outcome, header)
         else:
             self._shrink(outcome, facts, users)
+        outcome.reason += policy.about_data_file(header)
         outcome.seconds = dict(self.stages.seconds)
         outcome.moved_bytes = dict(self.stages.moved_bytes)
         return outcome

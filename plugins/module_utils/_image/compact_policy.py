@@ -39,6 +39,7 @@ class Request:
     :param min_reclaim_percent: from this share of the allocated bytes on.
     :param min_free_bytes: what a copy must leave free on the file system.
     :param keep_original: leave the original beside the new image.
+    :param force: rewrite it even if that gives nothing back, as to have it in one piece.
     :param accept_no_rollback: consent to a method that has no way back.
     :param accept_unsharing: consent to rewrite an image that shares blocks with other files.
     :param timeout: seconds for one image.
@@ -56,6 +57,7 @@ class Request:
     preallocation: str | None = None
     flatten: bool = False
     keep_original: bool = False
+    force: bool = False
     accept_no_rollback: bool = False
     accept_unsharing: bool = False
     allowed_dirs: tuple[str, ...] = ()
@@ -72,10 +74,11 @@ class Request:
         return max(1, min(self.min_reclaim_bytes, percent))
 
     def wishes_form(self, header: ImageHeader) -> bool:
-        """Whether the image is to get another form, which only a new image can have."""
+        """Whether only a new image will do: one of another form, or one that is asked for."""
         overlay = header.qcow2 is not None and header.qcow2.backing_file is not None
         return (
-            self.cluster_size_bytes is not None
+            self.force
+            or self.cluster_size_bytes is not None
             or self.compression is not None
             or self.preallocation not in (None, "off")
             or (self.flatten and overlay)
@@ -96,6 +99,7 @@ class Request:
             "preallocation": self.preallocation not in (None, "off"),
             "flatten": self.flatten,
             "keep_original": self.keep_original,
+            "force": self.force,
             "dest_dir": bool(self.dest_dir),
         }
         for name, wished in form.items():
@@ -275,6 +279,17 @@ def refuse_rewrite(path: str, facts: Facts, request: Request) -> None:
             f"has bitmaps that were not saved properly: {', '.join(map(shown, broken))}",
             "Remove them (qemu-img bitmap --remove), or use method=punch.",
         )
+
+
+def about_data_file(header: ImageHeader) -> str:
+    """What is said of an image whose data lies elsewhere; empty of any other."""
+    if header.qcow2 is None or "external_data_file" not in header.qcow2.features:
+        return ""
+    name = shown(header.qcow2.data_file or "")
+    return (
+        f" Only its tables were looked at: the guest's data lies in the data file {name}, which "
+        "was left as it is. Have the guest trim it (thinvirt.kvm.domain_trim)."
+    )
 
 
 def refuse_too_little_space(

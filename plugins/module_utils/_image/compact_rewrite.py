@@ -125,13 +125,13 @@ class Rewrite:
         plan = self.plan()
         enough = self.request.threshold(self.facts.allocated_bytes)
         smaller = 0
-        if plan.keeps_form and plan.preallocated:
+        if plan.keeps_form and plan.preallocated and not self.request.force:
             outcome.reason = "It has the form that was asked for, and is preallocated."
             return
         if plan.keeps_form:
-            smaller = self._estimate(plan, enough)
+            smaller = 0 if plan.preallocated else self._estimate(plan, enough)
             outcome.reclaimable_bytes = self._gained(smaller)
-            if smaller < enough:
+            if smaller < enough and not self.request.force:
                 outcome.reason = (
                     f"A rewrite would save {smaller} bytes at most, less than the {enough} worth "
                     "it."
@@ -146,7 +146,11 @@ class Rewrite:
         outcome.method = "rewrite"
         outcome.reason = "The image has another form than asked for."
         if plan.keeps_form:
-            outcome.reason = f"{enough} bytes or more of it are zeros, or clusters of no use."
+            outcome.reason = (
+                "force was asked for."
+                if smaller < enough and self.request.force
+                else f"{enough} bytes or more of it are zeros, or clusters of no use."
+            )
         outcome.kept = os.path.join(os.path.dirname(self.image.path), keep) if keep else ""
         if self.journal is None:
             allocated = self._predicted(smaller, plan)
@@ -223,7 +227,7 @@ class Rewrite:
             if plan.keeps_form or plan.denser:
                 outcome.reclaimable_bytes = self._gained(saved)
             # Data that can't be compressed is the same in the new form.
-            if (plan.keeps_form or plan.denser) and saved < enough:
+            if (plan.keeps_form or plan.denser) and saved < enough and not self.request.force:
                 outcome.reason = (
                     f"The copy was {saved} bytes smaller, less than the {enough} worth it; it was "
                     "dropped."

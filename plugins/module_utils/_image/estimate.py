@@ -21,6 +21,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact_policy
     Facts,
     Obstacle,
     Request,
+    about_data_file,
     header_options,
     refuse_any_change,
     refuse_obstacles,
@@ -89,7 +90,7 @@ def estimate(
         elif found < enough and not _wants_another_form(header, request):
             outcome.reason = f"{found} bytes could come back, less than the {enough} worth it."
         else:
-            auto = request.method == "auto" and not request.moves(image.path)
+            auto = request.method == "auto" and not request.moves(image.path) and not request.force
             punch = request.method == "punch" or (auto and zeros >= enough)
             refusal = "" if punch else _refusal(image.path, facts, request, users)
             if not refusal:
@@ -97,7 +98,11 @@ def estimate(
                 outcome.after = dataclasses.replace(
                     sizes, allocated_bytes=max(0, sizes.allocated_bytes - found)
                 )
-            outcome.reason = refusal or f"At least {found} bytes are zeros, or clusters of no use."
+            forced = "force was asked for." if request.force and found < enough else ""
+            outcome.reason = (
+                refusal or forced or f"At least {found} bytes are zeros, or clusters of no use."
+            )
+        outcome.reason += about_data_file(header)
         outcome.seconds = dict(stages.seconds)
         return outcome
 
@@ -124,7 +129,7 @@ def _refusal(path: str, facts: Facts, request: Request, users: list[Obstacle]) -
 
 def _wants_another_form(header: ImageHeader, request: Request) -> bool:
     """As far as the header tells; whether clusters are compressed it does not."""
-    if request.moves(header.path):
+    if request.moves(header.path) or request.force:
         return True
     if header.qcow2 is None or request.method not in ("auto", "rewrite"):
         return False

@@ -111,7 +111,7 @@ def copied(
     allocated = os.fstat(image.fd).st_blocks * 512
     saved = allocated - (copy.usage.allocated_bytes or 0)
     enough = request.threshold(allocated)
-    asked_for = request.moves(image.path) or not (plan.keeps_form or plan.denser)
+    asked_for = request.force or request.moves(image.path) or not (plan.keeps_form or plan.denser)
     if saved < enough and not asked_for:
         outcome.reclaimable_bytes = saved
         outcome.reason = (

@@ -17,6 +17,7 @@ from compact_lab import (
     MIB,
     allocated,
     assert_same,
+    compact,
     entry_of,
     fill,
     image,
@@ -220,6 +221,45 @@ def test_a_longer_file_is_shortened(tmp_path):
     path = with_dead_clusters(tmp_path / "x.qcow2")
     entry = rewritten(path)
     assert entry["after"]["length_bytes"] < entry["before"]["length_bytes"] - 20 * MIB
+
+
+@pytest.mark.parametrize("method", ["auto", "rewrite"])
+def test_a_fragmented_image_is_rewritten_by_force_though_nothing_comes_back(tmp_path, method):
+    path, wanted = tmp_path / "x.raw", tmp_path / "wanted"
+    path.write_bytes(os.urandom(16 * MIB))
+    run("sync", path)
+    for offset in range(16 * MIB - 131072, -1, -131072):  # each second piece is cut out
+        run("fallocate", "-c", "-o", offset, "-l", 65536, path)
+    wanted.write_bytes(path.read_bytes())
+
+    def pieces():
+        return int(run("filefrag", path).split(":")[1].split()[0])
+
+    before = pieces()
+    assert before > 100
+    assert not entry_of(path, method="rewrite")["changed"]
+    checked = entry_of(path, method=method, force=True, check=True)
+    made = entry_of(path, method=method, force=True)
+    assert checked["method"] == made["method"] == "rewrite"
+    assert made["reason"] == "force was asked for."
+    assert pieces() < before // 10
+    assert path.read_bytes() == wanted.read_bytes()
+
+
+def test_force_consents_to_nothing_else(tmp_path):
+    path = create(tmp_path / "x.qcow2")
+    assert "force needs a new image" in compact(path, method="punch", force=True)["msg"]
+    run("qemu-img", "snapshot", "-c", "s1", path)
+    refused(path, "internal snapshots, which a copy would lose", method="rewrite", force=True)
+
+
+def test_the_result_names_the_data_file_that_is_left_alone(tmp_path):
+    path = create(tmp_path / "x.qcow2", data_file=tmp_path / "x.raw", data_file_raw="on")
+    qemu_io(path, "write -P 1 0 8M", "write -P 0 8M 16M")
+    before = os.stat(tmp_path / "x.raw").st_blocks
+    for check in (True, False):
+        assert "x.raw, which was left as it is" in entry_of(path, check=check)["reason"]
+    assert os.stat(tmp_path / "x.raw").st_blocks == before
 
 
 def test_a_thin_disk_of_many_tib(tmp_path):

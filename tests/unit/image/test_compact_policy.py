@@ -128,6 +128,8 @@ def test_threshold(least_bytes, percent, allocated, enough):
     [
         ({}, HEADER, False),
         ({"keep_original": True}, HEADER, False),
+        ({"force": True}, HEADER, True),
+        ({"force": True}, RAW, True),
         ({"preallocation": "off"}, HEADER, False),
         ({"preallocation": "metadata"}, HEADER, True),
         ({"compression": "none"}, HEADER, True),
@@ -139,6 +141,24 @@ def test_threshold(least_bytes, percent, allocated, enough):
 )
 def test_who_wants_another_form(wish, image, another):
     assert Request(**wish).wishes_form(image) is another
+
+
+@pytest.mark.parametrize(
+    ("image", "says"),
+    [
+        (HEADER, ""),
+        (RAW, ""),
+        (header(data_file="x.raw"), ""),  # a name that no feature bit makes QEMU use
+        (
+            header(data_file="x.raw", features=frozenset({"external_data_file"})),
+            "the data file x.raw, which was left as it is. Have the guest trim it",
+        ),
+    ],
+)
+def test_what_is_said_of_a_data_file(image, says):
+    said = policy.about_data_file(image)
+    assert says in said
+    assert bool(says) is bool(said)
 
 
 # What is refused
