@@ -23,7 +23,8 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import
 _VIRTIO_SCSI = ("virtio-scsi", "virtio-transitional", "virtio-non-transitional")
 #: Measured: virtio, scsi on virtio-scsi, and ide.  sata shares ide's code (hw/ide/core.c).
 _BUSES_THAT_DISCARD = ("virtio", "ide", "sata")
-#: Measured: QEMU takes the discard, says that all is well, and frees nothing.
+#: Measured: QEMU takes the discard, says that all is well, and frees nothing.  LUKS without qcow2
+#: around it does the same.
 _FORMATS_THAT_KEEP_ALL = ("vmdk", "vdi", "vhdx", "vpc", "qed")
 
 _PROVE_IT = "Find out: trim the guest with thinvirt.kvm.domain_trim and look at freed_bytes."
@@ -41,7 +42,7 @@ def links(
         _machine(domain, disk),
         _bus(domain, disk),
         _discard(domain, disk, configured),
-        _format(image),
+        _format(disk, image),
         _storage(disk, image),
     )
 
@@ -67,7 +68,7 @@ def disk_findings(
         )
         for link in {link.finding: link for link in links if link.state != "works"}.values()
     ]
-    passes_now = live is not None and live.discard == "unmap"
+    passes_now = live is not None and live.discard == "unmap" and not policy.passes_qemu_by(disk)
     if passes_now and configured is not None and configured.discard != "unmap":
         found.append(
             Finding(
@@ -141,7 +142,7 @@ def domain_findings(domain: Domain, *, active: bool) -> tuple[Finding, ...]:
 
 def _machine(domain: Domain, disk: Disk) -> Link:
     name = domain.machine
-    if disk.bus == "virtio":
+    if disk.bus == "virtio" and disk.source_type != "vhostuser":  # that has its own device
         discards = machine.virtio_blk_discards(name)
         if discards is False:
             return Link(
@@ -194,6 +195,8 @@ def _bus(domain: Domain, disk: Disk) -> Link:
 
 def _discard(domain: Domain, disk: Disk, configured: DiskSettings | None) -> Link:
     value = disk.settings.discard
+    if policy.passes_qemu_by(disk):
+        return Link(name="discard", value="past QEMU")
     ignored = policy.discard_ignored(domain.name, disk)
     if ignored is None:
         return Link(name="discard", value=value)
@@ -229,8 +232,20 @@ def _unreadable(name: str, value: str, image: Image) -> Link:
     )
 
 
-def _format(image: Image) -> Link:
+def _format(disk: Disk, image: Image) -> Link:
     name, header = image.format, image.qcow2
+    encryption = "luks" if name == "luks" else disk.encryption
+    if encryption and name != "qcow2":
+        return Link(
+            name="format",
+            value=f"{name} ({encryption})",
+            state="broken",
+            finding="format-without-discard",
+            reason=f"QEMU's driver for {encryption} drops discards, and encrypted qcow2 passes "
+            "them on.",
+            remedy="With the guest off, convert the image to encrypted qcow2 with qemu-img convert "
+            "(-O qcow2 -o encrypt.format=luks).",
+        )
     if image.path and image.error:
         return _unreadable("format", name, image)
     if header is not None and header.version == 2 and header.backing_file is not None:

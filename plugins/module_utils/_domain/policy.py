@@ -134,9 +134,14 @@ def is_thin_candidate(disk: Disk) -> bool:
     return is_written(disk) and disk.device == "disk" and disk.source_type in _THIN_SOURCES
 
 
+def passes_qemu_by(disk: Disk) -> bool:
+    """The guest's discards go to a device, or to another process, that QEMU never asks."""
+    return disk.device == "lun" or disk.source_type == "vhostuser"
+
+
 def discard_ignored(domain: str, disk: Disk) -> Finding | None:
     """A finding if QEMU drops the discards that a guest sends to this disk."""
-    if disk.settings.discard == "unmap":
+    if disk.settings.discard == "unmap" or passes_qemu_by(disk):
         return None
     return Finding(
         id="discard-ignored",

@@ -61,6 +61,7 @@ class Disk:
     :param job: kind of the block job on it, such as ``copy``; empty if none (only in live XML).
     :param job_ready: that job has come to where it can be ended by a pivot.
     :param details: elements that say more about its source than where it is.
+    :param encryption: format that QEMU itself encrypts it in, such as ``luks``; else empty.
     """
 
     target: str
@@ -78,6 +79,7 @@ class Disk:
     job: str = ""
     job_ready: bool = False
     details: tuple[str, ...] = ()
+    encryption: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -431,7 +433,18 @@ def _disk(element: t.Any) -> Disk:
             for child in (parent if parent is not None else ())
             if isinstance(child.tag, str) and child.tag not in _HARMLESS
         ),
+        encryption=_encryption(parts),
     )
+
+
+def _encryption(parts: t.Mapping[str, t.Any]) -> str:
+    """Since libvirt 3.9 in the source, before that beside it; librbd encrypts below QEMU."""
+    source = parts.get("source")
+    found = source.find("encryption") if source is not None else None
+    found = parts.get("encryption") if found is None else found
+    if found is None or found.get("engine") == "librbd":
+        return ""
+    return str(found.get("format", ""))
 
 
 def _set(element: t.Any, settings: DiskSettings) -> None:

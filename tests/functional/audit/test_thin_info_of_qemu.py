@@ -8,6 +8,7 @@ The guests are paused and have no system; changes are made with virsh.
 from __future__ import annotations
 
 import os
+import subprocess
 
 import pytest
 from image_lab import run
@@ -246,3 +247,57 @@ threading.Thread(target=up, daemon=True).start()
 while data := there.recv(65536):
     os.write(1, data)
 """
+
+
+def _create_encrypted(*argv):
+    """QEMU times its key derivation, and gives up where the kernel's clock is too coarse for it."""
+    for _attempt in range(20):
+        done = subprocess.run(list(map(str, argv)), capture_output=True, text=True, check=False)
+        if "accurate CPU usage" not in done.stderr:
+            break
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_disk_that_qemu_encrypts(lab, guest, define, tmp_path):
+    """Nothing comes back, as qemu-io and stat show."""
+    path = tmp_path / "luks.img"
+    secret = ["--object", "secret,id=s,data=pw"]
+    key = "key-secret=s,iter-time=10"
+    _create_encrypted("qemu-img", "create", "-q", "-f", "luks", *secret, "-o", key, path, "4M")
+    opened = (
+        "driver=luks,key-secret=s,discard=unmap,"
+        f"file.driver=file,file.discard=unmap,file.filename={path}"
+    )
+    blocks = []
+    for command in ("write -P 9 0 4M", "discard 0 4M"):
+        run("qemu-io", *secret, "--image-opts", "-c", command, opened)
+        blocks.append(os.stat(path).st_blocks)
+    its_disk = (
+        "<disk type='file' device='disk'><driver name='qemu' type='raw' discard='unmap'/>"
+        f"<source file='{path}'><encryption format='luks'><secret type='passphrase' "
+        "uuid='0a81f5b2-8403-7b23-c8d6-21ccc2f80d6f'/></encryption></source>"
+        "<target dev='sdb' bus='scsi'/></disk></devices>"
+    )
+    define(("</devices>", its_disk))
+    _domain, disks = audit(lab, guest)
+    assert (disks["sdb"]["verdict"] == "broken") == (blocks[0] == blocks[1])
+    assert findings(disks["sdb"]) == ["format-without-discard"]
+
+
+def test_disks_whose_discards_pass_qemu_by(lab, guest, define):
+    shared = "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking><os>"
+    disks = (
+        "<disk type='block' device='lun'><driver name='qemu' type='raw'/>"
+        "<source dev='/dev/nothing-here'/><target dev='sdx' bus='scsi'/></disk>"
+        "<disk type='vhostuser' device='disk'><driver name='qemu' type='raw'/>"
+        "<source type='unix' path='/run/nothing-here'/><target dev='vdx' bus='virtio'/></disk>"
+        "</devices>"
+    )
+    define(("<os>", shared), ("</devices>", disks))
+    _domain, disks = audit(lab, guest)
+    assert {target: disks[target]["verdict"] for target in ("sdx", "vdx")} == {
+        "sdx": "unknown",
+        "vdx": "unknown",
+    }
+    assert findings(disks["vdx"]) == ["storage-not-local"]
+    assert findings(disks["sdx"]) == ["bus-not-verified", "image-unreadable"]

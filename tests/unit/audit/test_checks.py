@@ -137,12 +137,49 @@ OLD_OVERLAY = qcow2(version=2, backing_file="base.qcow2")
         ("qcow2", OLD_OVERLAY, "broken"),
         ("raw", None, "works"),
         *((name, None, "broken") for name in ("vmdk", "vdi", "vhdx", "vpc", "qed")),
-        *((name, None, "unknown") for name in ("luks", "parallels", "qcow", "")),
+        ("luks", None, "broken"),
+        *((name, None, "unknown") for name in ("parallels", "qcow", "")),
     ],
 )
 def test_formats(name, header, verdict):
     audit = audit_disk(domain(), disk(), image(format=name, qcow2=header))
     assert outcome(audit) == (verdict, None if verdict == "works" else "format")
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "verdict", "value"),
+    [
+        ("raw", None, "broken", "raw (luks)"),
+        ("qcow2", qcow2(encryption="luks"), "works", "qcow2 (compat 1.1)"),
+    ],
+)
+def test_encryption_as_it_was_measured(name, header, verdict, value):
+    """qemu-io's discard of all of an image: raw kept its 33,280 blocks, qcow2 32,768 fewer."""
+    its_disk = disk(format=name, encryption="luks")
+    audit = audit_disk(domain(), its_disk, image(format=name, qcow2=header))
+    assert outcome(audit) == (verdict, None if verdict == "works" else "format")
+    assert audit.links[3].value == value
+
+
+@pytest.mark.parametrize("settings", [UNMAP, IGNORE])
+@pytest.mark.parametrize(
+    ("which", "machine", "culprit"),
+    [
+        ({"bus": "scsi", "device": "lun"}, "pc-q35-7.2", "bus"),
+        ({"bus": "scsi", "device": "lun"}, "pc-i440fx-3.1", "bus"),
+        ({"source_type": "vhostuser"}, "pc-q35-7.2", "storage"),
+        # vhost-user-blk is another device than the one that old machine types restrict
+        ({"source_type": "vhostuser"}, "pc-i440fx-3.1", "storage"),
+    ],
+)
+def test_what_passes_qemu_by_is_not_judged_by_its_settings(which, machine, culprit, settings):
+    its_disk = disk(**which, settings=settings)
+    its_image = NETWORK if "source_type" in which else image(**DEVICE)
+    of = domain(its_disk, machine=machine)
+    audit = audit_disk(of, its_disk, its_image, live=settings, configured=IGNORE)
+    assert outcome(audit) == ("unknown", culprit)
+    assert [finding.severity for finding in audit.findings] == ["warning"]
+    assert checks.policy.discard_ignored("web1", its_disk) is None
 
 
 def test_the_compat_level_is_shown():

@@ -42,6 +42,23 @@ def test_a_domain_is_read():
     assert vde.source_type == "network"
 
 
+@pytest.mark.parametrize(
+    ("inside", "encryption"),
+    [
+        ("<source file='/a'/>", ""),
+        ("<source file='/a'><encryption format='luks'><secret/></encryption></source>", "luks"),
+        # as before libvirt 3.9
+        ("<source file='/a'/><encryption format='luks'><secret/></encryption>", "luks"),
+        ("<source name='p/a'><encryption format='luks2' engine='librbd'/></source>", ""),
+        ("<source file='/a'><encryption format='luks' engine='qemu'/></source>", "luks"),
+    ],
+)
+def test_who_encrypts_a_disk(inside, encryption):
+    text = f"<domain><devices><disk>{inside}</disk></devices></domain>"
+    (disk,) = xml.parse_domain(text).disks
+    assert disk.encryption == encryption
+
+
 def test_one_attribute_is_added_and_nothing_else_changes():
     after = xml.with_settings(RICH, {"sda": THIN})
     assert changed_lines(RICH, after) == [
