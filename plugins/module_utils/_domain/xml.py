@@ -289,6 +289,10 @@ def _disk_element(tree: t.Any, target: str) -> t.Any:
 
 
 def _canonical(tree: t.Any) -> str:
+    for target in tree.findall("devices/console/target"):
+        # Only the console's place among its like, which libvirt counts anew at the next definition:
+        # one too few the first time, where it has put a console for the serial port before it.
+        target.attrib.pop("port", None)
     for controller in sorted(tree.findall("devices/controller"), key=etree.tostring):
         # appending an element that is in the tree moves it
         controller.getparent().append(controller)

@@ -68,10 +68,17 @@ def _form(element: t.Any, *, without: t.Collection[str] = ()) -> Form:
     ]
     return (
         element.tag,
-        tuple(sorted(element.items())),
+        tuple(sorted(_said(element))),
         (element.text or "").strip(),
         tuple(sorted(children)),
     )
+
+
+def _said(element: t.Any) -> t.Iterator[tuple[str, str]]:
+    """Its attributes, without a console's number among its like, which libvirt counts anew."""
+    parent = element.getparent()
+    counted = element.tag == "target" and parent is not None and parent.tag == "console"
+    return ((name, value) for name, value in element.items() if not (counted and name == "port"))
 
 
 def _is_ours(child: t.Any) -> bool:

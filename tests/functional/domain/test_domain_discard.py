@@ -8,6 +8,7 @@ What libvirt keeps is read with virsh, never with the collection's own code.
 from __future__ import annotations
 
 import os
+import re
 import socket
 from xml.etree import ElementTree
 
@@ -95,6 +96,30 @@ def test_nothing_but_the_driver_changes(lab, guest):
     assert after.replace("discard='unmap'/>", "discard='ignore'/>", 1).replace(
         "discard='ignore'", "discard='unmap'"
     ) == before.replace("discard='ignore'", "discard='unmap'")
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"), [("domain_discard", {}), ("domain_machine", {"state": "current"})]
+)
+def test_a_console_that_libvirt_numbers_anew(lab, guest, define, module, arguments):
+    """libvirt puts a console for the serial port before it, and counts at the next definition."""
+    text = re.sub(r"<(console|serial) .*?</\1>", "", guest.xml(inactive=True), flags=re.DOTALL)
+    consoles = (
+        "<serial type='pty'><target port='0'/></serial>"
+        "<console type='pty'><target type='virtio' port='0'/></console></devices>"
+    )
+    define(re.sub(r"pc-i440fx-[\d.]+", "pc-i440fx-5.2", text.replace("</devices>", consoles)))
+    assert numbers(guest) == [("serial", "0"), ("virtio", "0")]
+    result = run_module(module, uri=lab.uri, domains=[guest.name], **arguments)
+    assert not result["failed"], result["msg"]
+    assert result["changed"]
+    assert numbers(guest) == [("serial", "0"), ("virtio", "1")]
+
+
+def numbers(guest):
+    tree = ElementTree.fromstring(guest.xml(inactive=True))
+    targets = tree.findall("devices/console/target")
+    return [(target.get("type"), target.get("port")) for target in targets]
 
 
 def test_secrets_survive_and_are_not_shown(lab, guest, define):

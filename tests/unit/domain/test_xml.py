@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain import xml
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import HypervisorError
+from ansible_collections.thinvirt.kvm.plugins.module_utils._hardware import compare
 
 RICH = (pathlib.Path(__file__).parent / "data" / "rich.xml").read_text(encoding="utf-8")
 THIN = xml.DiskSettings(discard="unmap")
@@ -140,6 +141,19 @@ def test_without_settings_does_not_mind_the_order_of_controllers():
     ]
     assert xml.without_settings(texts[0]) == xml.without_settings(texts[1])
     assert xml.without_settings(texts[0]) != xml.without_settings(RICH)
+
+
+def test_the_number_of_a_console_says_no_more_than_its_place():
+    def domain(port: str, of: str = "virtio") -> str:
+        console = f"<console type='pty'><target type='{of}' port='{port}'/></console>"
+        return f"<domain><devices>{console}</devices></domain>"
+
+    for form in (xml.canonical, xml.without_settings, compare.fingerprint):
+        assert form(domain("0")) == form(domain("1"))
+        assert form(domain("0")) != form(domain("0", of="serial"))
+        serial = domain("0").replace("console", "serial")
+        assert form(serial) != form(serial.replace("port='0'", "port='1'"))
+    assert compare.is_kept(domain("0"), domain("1"))
 
 
 def test_an_explicit_default_is_the_default():
