@@ -135,7 +135,8 @@ def audit_disk(
 ) -> DiskAudit:
     """Links and findings of a disk, as the collector puts them together."""
     its_image = image() if its_image is None else its_image
-    links = checks.links(of, which, its_image, configured=configured)
+    running = live is not None
+    links = checks.links(of, which, its_image, configured=configured, running=running)
     findings = checks.disk_findings(
         of.name, which, its_image, links=links, live=live, configured=configured
     )

@@ -31,18 +31,24 @@ _PROVE_IT = "Find out: trim the guest with thinvirt.kvm.domain_trim and look at 
 
 
 def links(
-    domain: Domain, disk: Disk, image: Image, *, configured: DiskSettings | None
+    domain: Domain,
+    disk: Disk,
+    image: Image,
+    *,
+    configured: DiskSettings | None,
+    running: bool = False,
 ) -> tuple[Link, ...]:
     """The way of a discard, from the guest down to the storage.
 
     :param domain: as it runs, or as configured if it is off; ``disk`` is one of its disks.
     :param configured: the disk's settings at the next start.
+    :param running: it runs, with files open that may have lost their names.
     """
     return (
         _machine(domain, disk),
         _bus(domain, disk),
         _discard(domain, disk, configured),
-        _format(disk, image),
+        _incomplete(image) if image.missing and not running else _format(disk, image),
         _storage(disk, image),
     )
 
@@ -57,6 +63,7 @@ def disk_findings(
     configured: DiskSettings | None,
 ) -> tuple[Finding, ...]:
     """What stands in the way of a disk's space coming back, and what soon will."""
+    judged = [*links, *([_incomplete(image)] if image.missing else [])]
     found = [
         Finding(
             id=link.finding,
@@ -66,7 +73,7 @@ def disk_findings(
             domain=domain,
             disk=disk.target,
         )
-        for link in {link.finding: link for link in links if link.state != "works"}.values()
+        for link in {link.finding: link for link in judged if link.state != "works"}.values()
     ]
     passes_now = live is not None and live.discard == "unmap" and not policy.passes_qemu_by(disk)
     if passes_now and configured is not None and configured.discard != "unmap":
@@ -94,7 +101,7 @@ def disk_findings(
                 disk=disk.target,
             )
         )
-    if image.backing_error:
+    if image.backing_error and not image.missing:
         found.append(
             Finding(
                 id="backing-file-not-read",
@@ -218,6 +225,20 @@ def _discard(domain: Domain, disk: Disk, configured: DiskSettings | None) -> Lin
         finding=ignored.id,
         reason=ignored.reason,
         remedy=ignored.remedy,
+    )
+
+
+def _incomplete(image: Image) -> Link:
+    """QEMU would not open it; one that has it open does not notice."""
+    return Link(
+        name="format",
+        value=f"{image.format} (without a file that it needs)",
+        state="broken",
+        finding="backing-file-not-read",
+        reason=f"{shown(image.missing)} does not exist, and the image needs it: the domain cannot "
+        "start, or not again.",
+        remedy="Put the file back where the image names it (qemu-img info --backing-chain tells), "
+        "or restore the disk with thinvirt.kvm.domain_restore.",
     )
 
 

@@ -135,7 +135,7 @@ class Auditor:
         later = configured.disk(disk.target)
         next_start = later.settings if later else None
         image = self._image(disk, in_use=live is not None)
-        chain = checks.links(judged, disk, image, configured=next_start)
+        chain = checks.links(judged, disk, image, configured=next_start, running=live is not None)
         running = disk.settings if live else None
         return DiskAudit(
             disk=disk,
@@ -229,10 +229,22 @@ class Auditor:
         data_file = data_file_path(header, places=places)
         named = dataclasses.replace(opened, path=path)
         chain = backing_chain(named, header, places=places)
+        headers = [header, *(link.header for link in chain if link.header is not None)]
+        data_files = [
+            data_file_path(each, places=places)
+            for each in headers
+            if each.qcow2 is not None and "external_data_file" in each.qcow2.features
+        ]
+        # Only names that may be followed have come this far.
+        below = [*(link.path for link in chain), *filter(None, data_files)]
+        missing = next((name for name in below if not os.path.lexists(name)), "")
         return {
             "backing": tuple(self._backing_file(link.path) for link in chain if not link.error),
-            "data_file": self._backing_file(data_file) if data_file else None,
+            "data_file": self._backing_file(data_file)
+            if data_file and data_file != missing
+            else None,
             "backing_error": chain[-1].error if chain else "",
+            "missing": missing,
         }
 
     def _backing_file(self, path: str) -> BackingFile:

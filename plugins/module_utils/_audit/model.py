@@ -75,6 +75,7 @@ class Image:
     :param measure_error: why there was none though it was asked for; empty otherwise.
     :param error: why the image could not be read; empty otherwise.
     :param backing_error: why its backing or data files could not be followed; empty otherwise.
+    :param missing: a backing or data file that is not there; empty if none was missed.
     """
 
     path: str
@@ -96,6 +97,7 @@ class Image:
     measure_error: str = ""
     error: str = ""
     backing_error: str = ""
+    missing: str = ""
 
     @property
     def occupied_bytes(self) -> int | None:

@@ -293,6 +293,22 @@ def test_a_base_that_is_gone_is_named(audit_one, images):
     entry = audit_one(disk("vda", create(images / "x.qcow2", backing="base.qcow2")))
     assert findings(entry) == ["backing-file-not-read"]
     assert f"{images}/base.qcow2 does not exist" in entry["findings"][0]["reason"]
+    assert (entry["verdict"], entry["findings"][0]["severity"]) == ("broken", "error")
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_file_that_is_gone_at_any_depth(audit_one, images, depth):
+    """QEMU can't open the disk without it, as qemu-io shows."""
+    lost = images / "lost.data"
+    path = create(images / "0.qcow2", data_file=lost)
+    for number in range(1, depth + 1):
+        path = create(images / f"{number}.qcow2", backing=f"{number - 1}.qcow2")
+    assert audit_one(disk("vda", path))["verdict"] == "works"
+    lost.unlink()
+    run("qemu-io", "-f", "qcow2", "-c", "read 0 1k", path, rc=1)
+    entry = audit_one(disk("vda", path))
+    assert (entry["verdict"], findings(entry)) == ("broken", ["backing-file-not-read"])
+    assert f"{lost} does not exist" in entry["reason"]
 
 
 def test_an_external_data_file_is_counted(audit, images):

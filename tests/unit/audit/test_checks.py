@@ -182,6 +182,23 @@ def test_what_passes_qemu_by_is_not_judged_by_its_settings(which, machine, culpr
     assert checks.policy.discard_ignored("web1", its_disk) is None
 
 
+@pytest.mark.parametrize(
+    ("live", "its_disk", "verdict"),
+    [
+        (None, disk(), "broken"),
+        (UNMAP, disk(), "works"),  # QEMU has it open
+        (IGNORE, disk(settings=IGNORE), "broken"),
+    ],
+)
+def test_a_file_that_is_missing(live, its_disk, verdict):
+    its_image = image(missing="/srv/base.qcow2", backing_error="/srv/base.qcow2 does not exist.")
+    audit = audit_disk(domain(its_disk), its_disk, its_image, live=live)
+    assert audit.verdict == verdict
+    (found,) = (one for one in audit.findings if one.id == "backing-file-not-read")
+    assert found.severity == "error"
+    assert found.reason.startswith("/srv/base.qcow2 does not exist")
+
+
 def test_the_compat_level_is_shown():
     values = [
         next(link.value for link in audit_disk(domain(), disk(), its_image).links[3:])
