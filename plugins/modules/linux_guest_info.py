@@ -57,9 +57,10 @@ notes:
   - C(guest-mount-notrim) (warning) - C(X-fstrim.notrim) in fstab keeps fstrim away.
   - C(guest-mount-nodiscard) (info) - a mount has C(nodiscard), which fstrim does not heed.
   - C(guest-mount-not-in-fstab) (warning) - C(fstrim.service) reads fstab only and misses a mount.
-  - C(guest-timer-off) (warning; info if cron runs fstrim) - C(fstrim.timer) is missing, masked,
-    disabled or not started.
-  - C(guest-trim-not-scheduled) (warning) - no systemd, and no cron job runs fstrim.
+  - C(guest-timer-off) (warning; info if cron runs fstrim, or all file systems are mounted with
+    C(discard)) - C(fstrim.timer) is missing, masked, disabled or not started.
+  - C(guest-trim-not-scheduled) (warning; info if all file systems are mounted with C(discard)) - no
+    systemd, and no cron job runs fstrim.
   - C(guest-cron-fstrim) (warning) - cron runs fstrim besides the timer, or besides the role's job.
   - C(guest-agent-missing), C(guest-agent-stopped) (warning) - the host can't have the guest trim.
   - C(guest-selinux-agent) (warning) - SELinux enforces, C(virt_qemu_ga_read_nonsecurity_files) is

@@ -23,6 +23,8 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import
 #: Kernel, drivers/md/raid5.c: these pass discards on only if told that zeros are sure to follow.
 _PARITY_ARRAYS = ("raid4", "raid5", "raid6")
 
+_AT_ONCE = "Its file systems are mounted with discard: what is deleted is given back at once."
+
 _Found = t.Iterator[Finding]
 
 
@@ -227,7 +229,18 @@ def _mounts(state: GuestState) -> _Found:
             )
 
 
+def _discards_at_once(state: GuestState) -> bool:
+    """Whether every file system that could be trimmed is mounted with ``discard``."""
+    options = [
+        {option.partition("=")[0] for option in system.options}
+        for system in state.file_systems
+        if not system.read_only and stopped_by(state, system) is None
+    ]
+    return bool(options) and all("discard" in each for each in options)
+
+
 def _schedule(state: GuestState) -> _Found:
+    at_once = _discards_at_once(state)
     foreign = [job for job in state.cron_jobs if not job.own]
     if state.timer is not None and state.timer.runs:
         if foreign:
@@ -242,17 +255,21 @@ def _schedule(state: GuestState) -> _Found:
         how = state.timer.enablement or "not installed"
         running = "" if state.timer.active else " and not started"
         cron = f" Cron runs fstrim: {_jobs(foreign)}." if foreign else ""
+        mounts = f" {_AT_ONCE}" if at_once else ""
         yield Finding(
             id="guest-timer-off",
-            severity="info" if foreign else "warning",
-            reason=f"The guest does not trim by timer: fstrim.timer is {how}{running}.{cron}",
+            severity="info" if foreign or at_once else "warning",
+            reason=f"The guest does not trim by timer: fstrim.timer is {how}{running}.{cron}"
+            f"{mounts}",
             remedy="Set linux_guest_manage_trim: true.",
         )
     elif not state.cron_jobs:
         yield Finding(
             id="guest-trim-not-scheduled",
-            severity="warning",
-            reason="The guest does not trim by itself: there is no systemd, and no cron job runs "
+            severity="info" if at_once else "warning",
+            reason=f"Nothing in the guest runs fstrim. {_AT_ONCE}"
+            if at_once
+            else "The guest does not trim by itself: there is no systemd, and no cron job runs "
             "fstrim.",
             remedy="Set linux_guest_manage_trim: true.",
         )

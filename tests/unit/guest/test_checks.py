@@ -140,6 +140,36 @@ def test_none(state):
     assert found(GOOD, **state) == []
 
 
+@pytest.mark.parametrize("timer", [Timer("disabled"), None])
+@pytest.mark.parametrize(
+    ("mounts", "severity"),
+    [
+        ([("rw",)], "warning"),
+        ([("rw", "discard")], "info"),
+        ([("rw", "discard=async")], "info"),
+        ([("rw", "discard=sync"), ("discard",)], "info"),
+        ([("rw", "discard"), ("rw",)], "warning"),
+        ([("rw", "nodiscard")], "warning"),
+        ([], "warning"),
+    ],
+)
+def test_file_systems_that_are_mounted_with_discard(timer, mounts, severity):
+    """What is deleted there comes back without fstrim."""
+    systems = tuple(mounted("sda", "/", options=options) for options in mounts)
+    state = dataclasses.replace(GOOD, timer=timer, file_systems=systems)
+    found = {finding.id: finding for finding in checks.findings(state)}
+    one = found["guest-timer-off" if timer else "guest-trim-not-scheduled"]
+    assert one.severity == severity
+    assert ("mounted with discard" in one.reason) == (severity == "info")
+
+
+def test_what_takes_no_discards_gives_nothing_back_at_once():
+    state = dataclasses.replace(GOOD, **with_top("crypt", timer=None))
+    systems = tuple(dataclasses.replace(s, options=("discard",)) for s in state.file_systems)
+    found = checks.findings(dataclasses.replace(state, file_systems=systems))
+    assert {f.id: f.severity for f in found}["guest-trim-not-scheduled"] == "warning"
+
+
 def test_cron_is_named_where_the_timer_is_off():
     (finding,) = checks.findings(dataclasses.replace(GOOD, timer=Timer(), cron_jobs=(JOB,)))
     assert (finding.id, finding.severity) == ("guest-timer-off", "info")
