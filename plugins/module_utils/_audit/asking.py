@@ -39,6 +39,10 @@ class Running(t.Protocol):
 
     def jobs(self, targets: t.Iterable[str]) -> list[str]: ...
 
+    def stopped_by_io_error(self) -> bool: ...
+
+    def io_errors(self) -> dict[str, str]: ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Question:
@@ -65,6 +69,8 @@ class Answer:
     :param file_systems: of the guest, by its word.
     :param addresses: where the domain's disks hang, and their targets.
     :param jobs: what libvirt is working on in it.
+    :param stopped: an I/O error has paused it, so its agent can't answer.
+    :param io_errors: disks that failed then, and how, where QEMU tells.
     """
 
     agent: Outcome = "not-asked"
@@ -73,6 +79,8 @@ class Answer:
     file_systems: tuple[untrimmed.GuestFileSystem, ...] = ()
     addresses: t.Mapping[untrimmed.Address, str] = dataclasses.field(default_factory=dict)
     jobs: tuple[str, ...] = ()
+    stopped: bool = False
+    io_errors: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Asker:
@@ -108,7 +116,7 @@ class Asker:
     def _answer(self, question: Question) -> Answer:
         if time.monotonic() > self._deadline:
             return Answer(agent="no-time" if question.agent else "not-asked")
-        answer = self._ask_agent(question) if question.agent else Answer()
+        answer = _stopped(question) or (self._ask_agent(question) if question.agent else Answer())
         return dataclasses.replace(answer, jobs=_jobs(question))
 
     def _ask_agent(self, question: Question) -> Answer:
@@ -123,6 +131,18 @@ class Asker:
             return Answer(agent="silent", reason=error.message)
         except ThinvirtError as error:
             return Answer(agent="refused", reason=error.message, remedy=error.remedy)
+
+
+def _stopped(question: Question) -> Answer | None:
+    try:
+        if not question.guest.stopped_by_io_error():
+            return None
+    except ThinvirtError:
+        return None  # it was shut off meanwhile
+    try:
+        return Answer(stopped=True, io_errors=question.guest.io_errors())
+    except ThinvirtError:
+        return Answer(stopped=True)
 
 
 def _jobs(question: Question) -> tuple[str, ...]:

@@ -31,6 +31,9 @@ def completed(domain: DomainAudit, *, kept: Kept, answer: Answer | None) -> Doma
     if answer is not None:
         found += obstacles.job_findings(domain.name, answer.jobs)
         found += _agent_findings(domain.name, answer)
+        if answer.stopped:
+            found += obstacles.stopped_findings(domain.name, answer.io_errors)
+            disks = tuple(_stopped(disk, answer) for disk in disks)
         if answer.agent == "answered":
             disks = _with_usage(disks, answer)
             systems = tuple(_shown(system, answer) for system in answer.file_systems)
@@ -67,6 +70,24 @@ def _with_usage(disks: tuple[DiskAudit, ...], answer: Answer) -> tuple[DiskAudit
         else disk
         for disk in disks
     )
+
+
+def _stopped(disk: DiskAudit, answer: Answer) -> DiskAudit:
+    """Without the error of a disk, nobody knows which of them it was."""
+    if answer.io_errors and disk.disk.target not in answer.io_errors:
+        return disk
+    links = tuple(
+        dataclasses.replace(
+            link,
+            state="broken" if answer.io_errors else "unknown",
+            reason=f"The guest is paused: {answer.io_errors.get(disk.disk.target, 'I/O error')}.",
+            remedy="See the finding paused-by-io-error of the domain.",
+        )
+        if link.name == "storage" and link.state == "works"
+        else link
+        for link in disk.links
+    )
+    return dataclasses.replace(disk, links=links)
 
 
 def _with_reclaim(disk: DiskAudit, domain: DomainAudit) -> DiskAudit:

@@ -70,6 +70,25 @@ def kept_findings(name: str, uuid: str, kept: Kept) -> tuple[Finding, ...]:
     return tuple(found)
 
 
+def stopped_findings(name: str, errors: t.Mapping[str, str]) -> tuple[Finding, ...]:
+    """A finding of a domain that an I/O error has paused.
+
+    :param errors: what went wrong, by disk; empty if QEMU does not tell.
+    """
+    disks = "; ".join(f"{shown(target)}: {error}" for target, error in sorted(errors.items()))
+    return (
+        Finding(
+            id="paused-by-io-error",
+            severity="error",
+            reason="QEMU has paused the domain since one of its disks failed"
+            f"{f' ({disks})' if disks else ''}: the guest does nothing, and can't trim.",
+            remedy="Make room on the storage, with the playbook thinvirt.kvm.reclaim for the other "
+            f"guests, or mend it; then virsh resume {typed(name)}.",
+            domain=name,
+        ),
+    )
+
+
 def job_findings(name: str, jobs: t.Sequence[str]) -> tuple[Finding, ...]:
     """A finding if libvirt is at work on a domain."""
     if not jobs:

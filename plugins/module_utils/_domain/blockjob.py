@@ -94,6 +94,21 @@ class DiskJobs:
             libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED,
         )
 
+    def stopped_by_io_error(self) -> bool:
+        """Whether QEMU has paused it since one of its disks failed, or its storage is full."""
+        with translated(f"read the state of domain {self.name}"):
+            return tuple(self._domain.state(0)) == (
+                libvirt.VIR_DOMAIN_PAUSED,
+                libvirt.VIR_DOMAIN_PAUSED_IOERROR,
+            )
+
+    def io_errors(self) -> dict[str, str]:
+        """Targets of the disks that have failed, as QEMU remembers, and how."""
+        words = {libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE: "no space left on its storage"}
+        with translated(f"read the errors of the disks of domain {self.name}"):
+            errors = self._domain.diskErrors(0)
+        return {target: words.get(kind, "an I/O error") for target, kind in errors.items()}
+
     def jobs(self, targets: t.Iterable[str]) -> list[str]:
         """What libvirt is working on in this domain: block jobs by disk, and what it is all at."""
         found = [f"block job on {disk}" for disk in targets if self.block_job(disk) is not None]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 
 import pytest
 from image_lab import run
@@ -301,3 +302,43 @@ def test_disks_whose_discards_pass_qemu_by(lab, guest, define):
     }
     assert findings(disks["vdx"]) == ["storage-not-local"]
     assert findings(disks["sdx"]) == ["bus-not-verified", "image-unreadable"]
+
+
+#: A boot sector that writes a sector of cylinder 1, again and again: int 0x13 with ah=3.
+_WRITES = bytes.fromhex("b80103 bb007c b90101 b600 cd13 ebf1").ljust(510, b"\0") + b"\x55\xaa"
+
+
+def test_a_guest_that_an_io_error_has_paused(lab, guest, define, tmp_path):
+    """It boots a sector that writes, to a loop device whose file lies on a full file system."""
+    small = tmp_path / "small"
+    small.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=64k", "small", small)
+    (small / "disk.img").write_bytes(_WRITES)
+    os.truncate(small / "disk.img", 16 * MIB)
+    loop = run("losetup", "--find", "--show", small / "disk.img").strip()
+    try:
+        (small / "full").write_bytes(bytes(60 << 10))
+        its_disk = (
+            "<disk type='block' device='disk'><driver name='qemu' type='raw' discard='unmap' "
+            f"cache='none' error_policy='stop'/><source dev='{loop}'/>"
+            "<target dev='hdb' bus='ide'/><boot order='1'/></disk></devices>"
+        )
+        of_lab = [("<kernel>", "<!--"), ("</cmdline>", "-->"), ("<boot dev='hd'/>", "")]
+        define(*of_lab, ("</devices>", its_disk))
+        lab.virsh("start", guest.name, "--paused")
+        _domain, disks = audit(lab, guest)
+        assert disks["hdb"]["verdict"] == "works"
+        lab.virsh("resume", guest.name)
+        deadline = time.monotonic() + 60
+        while "I/O error" not in lab.virsh("domstate", guest.name, "--reason"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert "hdb" in lab.virsh("domblkerror", guest.name)
+        domain, disks = audit(lab, guest)
+        assert "paused-by-io-error" in of_domain(domain)
+        assert (disks["hdb"]["verdict"], disks["sda"]["verdict"]) == ("broken", "works")
+        assert disks["hdb"]["broken_link"] == "storage"
+    finally:
+        guest.destroy()
+        run("losetup", "--detach", loop)
+        run("umount", small)

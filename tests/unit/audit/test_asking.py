@@ -27,8 +27,9 @@ ROOT = {"name": "vda1", "mountpoint": "/", "type": "ext4", "total-bytes": 9, "us
 class Guest:
     """A guest that answers as it was told to."""
 
-    def __init__(self, uuid, *, says=None, jobs=(), before=lambda: None):
+    def __init__(self, uuid, *, says=None, jobs=(), before=lambda: None, stopped=False, errors=()):
         self.uuid = uuid
+        self._stopped, self._errors = stopped, errors
         self.asked: list[tuple[str, int]] = []
         self._says, self._jobs, self._before = says, jobs, before
 
@@ -46,6 +47,16 @@ class Guest:
             raise self._jobs
         return list(self._jobs)
 
+    def stopped_by_io_error(self):
+        if isinstance(self._stopped, Exception):
+            raise self._stopped
+        return self._stopped
+
+    def io_errors(self):
+        if isinstance(self._errors, Exception):
+            raise self._errors
+        return dict(self._errors)
+
 
 def answers(*guests, agent=True, **limits):
     with Asker(agent_timeout=3, **limits) as asker:
@@ -60,6 +71,22 @@ def test_a_guest_that_answers():
     assert (answer.agent, answer.jobs) == ("answered", ("backup",))
     assert [(s.mount_point, s.used_bytes) for s in answer.file_systems] == [("/", 5)]
     assert guest.asked == [("guest-get-fsinfo", 3)]
+
+
+@pytest.mark.parametrize(
+    ("errors", "told"),
+    [([("vda", "no space")], {"vda": "no space"}), ([], {}), (HypervisorError("It hangs."), {})],
+)
+def test_one_that_an_io_error_has_paused_is_not_asked(errors, told):
+    guest = Guest("a", says=[ROOT], stopped=True, errors=errors, jobs=["backup"])
+    answer = answers(guest)["a"]
+    assert (answer.stopped, answer.io_errors, guest.asked) == (True, told, [])
+    assert (answer.agent, answer.jobs) == ("not-asked", ("backup",))
+
+
+def test_one_whose_state_is_not_told_is_asked():
+    answer = answers(Guest("a", says=[ROOT], stopped=HypervisorError("It is gone.")))["a"]
+    assert (answer.stopped, answer.agent) == (False, "answered")
 
 
 @pytest.mark.parametrize("says", [None, "x", 5, {}, [None], [{"name": []}], [ROOT]])

@@ -124,6 +124,26 @@ def test_agents_that_did_not_answer(agent, finding):
         assert domain.findings[0].reason.startswith("It said why.")
 
 
+@pytest.mark.parametrize(
+    ("stopped", "errors", "verdicts"),
+    [
+        (False, {}, ["works", "works"]),
+        (True, {"vda": "no space left on its storage"}, ["broken", "works"]),
+        (True, {}, ["unknown", "unknown"]),  # it was one of them
+    ],
+)
+def test_a_guest_that_an_io_error_has_paused(stopped, errors, verdicts):
+    domain = audited(agent="not-asked", stopped=stopped, io_errors=errors)
+    assert [disk.verdict for disk in domain.disks] == verdicts
+    assert [(f.id, f.severity) for f in domain.findings] == (
+        [("paused-by-io-error", "error")] if stopped else []
+    )
+    if errors:
+        assert "(vda: no space left on its storage)" in domain.findings[0].reason
+        assert domain.disks[0].culprit.name == "storage"
+        assert "no space left" in domain.disks[0].culprit.reason
+
+
 def test_what_libvirt_keeps_and_does():
     uuid = audit_domain("web1").uuid
     other = Kept(frozenset({"x"}), frozenset({"y"}), frozenset({"z"}))
