@@ -60,5 +60,7 @@ def _revive(guest: Guest, settle: t.Callable[[], object]) -> str:
             settle()
             restart.bring_back(guest)
     except ThinvirtError as error:
-        return f"{died}. It is off: {error.message} Run virsh start {typed(guest.name)} then."
+        # Where its disks could not be brought in order, the remedy may well be another one.
+        then = error.remedy or f"Run virsh start {typed(guest.name)} then."
+        return f"{died}. It is off: {error.message} {then}"
     return f"{died}. It was started again."

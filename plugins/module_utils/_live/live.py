@@ -146,6 +146,7 @@ class LiveCompaction:
         self.switches = Switches()
         self.live = LiveOutcome()
         self._pointer: Journal | None = None
+        self._saves: ours.SaveWatch | None = None
         self._on_overlay = False
         #: What a job of ours writes to.
         self._job = ""
@@ -206,7 +207,10 @@ class LiveCompaction:
                 remedy="Use power=cycle after giving it a shorter one.",
             )
         journal.write(self._record)
-        with pointer(self.files, journal) as self._pointer:
+        with (
+            pointer(self.files, journal) as self._pointer,
+            ours.SaveWatch(self.guest) as self._saves,
+        ):
             self._in_order(journal, outcome)
 
     def _in_order(self, journal: Journal, outcome: Outcome) -> None:
@@ -221,10 +225,6 @@ class LiveCompaction:
             error = problem
             if isinstance(error, OSError):
                 error = failure(self.path, "compacted", error)
-            if isinstance(error, ours.MaybeSaved):
-                live = dataclasses.replace(live_of(self._record, self.path), saved=True)
-                self._record = dataclasses.replace(self._record, live=live)
-                journal.write(self._record)
             with signals_wait():
                 # What is given up is over soon.
                 settlement = give_up(self._settling(journal, bandwidth_bytes=0), error)
@@ -250,6 +250,7 @@ class LiveCompaction:
             switches=self.switches,
             bandwidth_bytes=bandwidth_bytes,
             pointer=self._pointer,
+            saves=self._saves,
         )
 
     def _note_after(self, outcome: Outcome, *, finished: bool) -> None:
@@ -419,12 +420,11 @@ class LiveCompaction:
         self._advance(journal, policy.MIRROR)
         second = self.files.by_role()["second"]
         with self.stages.stage(policy.MIRROR):
-            with ours.may_wait(self.guest):
-                self.guest.begin_copy(
-                    self.disk.target,
-                    self.files.second,
-                    bandwidth_bytes=self.bounds.bandwidth_bytes,
-                )
+            self.guest.begin_copy(
+                self.disk.target,
+                self.files.second,
+                bandwidth_bytes=self.bounds.bandwidth_bytes,
+            )
             self._job = second
             self._refuse_foreign(job=second)
         return Job(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 import typing as t
 
@@ -30,8 +31,8 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import
 
 #: For libvirt to turn a guest off, once it counts as off.
 _OFF_SECONDS = 30.0
-#: No call takes so long but one that waits.
-_WAITED_SECONDS = 0.3
+#: No guest is saved faster.
+_SAVE_SECONDS = 0.05
 
 
 class Foreign(HypervisorError):  # noqa: N818 (others are not an error, but what they did ends us)
@@ -42,30 +43,31 @@ class ShutOff(Foreign):
     """Somebody, or the guest, has powered it off."""
 
 
-class MaybeSaved(Foreign):
-    """The guest was turned off while a call of ours waited for libvirt to be done with it."""
+class SaveWatch:
+    """Notices that libvirt saves a guest, for as long as it is entered.
 
-
-@contextlib.contextmanager
-def may_wait(guest: Guest) -> t.Iterator[None]:
-    """Around a call for which libvirt has us wait while it saves the guest.
-
-    It then says that the guest has crashed, not that it was saved (seen with 9.0).
-
-    :raises MaybeSaved: the call took so long, and the guest is off now.
+    A call that waits for libvirt to be done with that has it say afterwards that the guest has
+    crashed, and not that it was saved (seen with 9.0).
     """
-    begin = time.monotonic()
-    try:
-        yield
-    except HypervisorError as error:
-        waited = time.monotonic() - begin > _WAITED_SECONDS
-        if not waited or guest.is_lost() or is_on(guest):
-            raise
-        raise MaybeSaved(
-            f"Domain {guest.name} was turned off by another program, which may have saved its "
-            "memory.",
-            remedy=_REMEDY,
-        ) from error
+
+    def __init__(self, guest: Guest) -> None:
+        self.seen = False
+        self._guest = guest
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> SaveWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._end.wait(_SAVE_SECONDS):
+            with contextlib.suppress(HypervisorError):  # it is off, or libvirt restarted
+                self.seen = self.seen or self._guest.job_name() == "save"
 
 
 def chain_of(guest: Guest, target: str) -> chains.Chain:
@@ -143,9 +145,8 @@ def problem(
     if kind:
         return kind
     if ask_qemu:
-        with may_wait(guest):
-            nodes = guest.ask_qemu("query-named-block-nodes")
-            devices = guest.ask_qemu("query-block")
+        nodes = guest.ask_qemu("query-named-block-nodes")
+        devices = guest.ask_qemu("query-block")
         qemu = chains.of_qemu(devices, chain.alias, real=os.path.realpath)
     else:
         qemu, nodes = chain.paths, None
@@ -223,9 +224,10 @@ def problem_off(guest: Guest, overlays: t.Sequence[str]) -> str:
         return ""  # a transient domain is gone when it ends
     if saved is None:
         return "the guest was turned off and on"
-    if saved:
-        return "the guest's memory was saved while it was on them (virsh save)"
-    return needed_by_others(guest, overlays)
+    why = needed_by_others(guest, overlays)
+    if saved and not why:
+        why = "the guest's memory was saved while it was on them (virsh save)"
+    return why
 
 
 def chain_off(path: str, image_format: str) -> list[str]:

@@ -99,7 +99,9 @@ class Settling:
         switches: Switches,
         bandwidth_bytes: int = 0,
         pointer: Journal | None = None,
+        saves: ours.SaveWatch | None = None,
     ) -> None:
+        self._saves = saves
         self.hypervisor = hypervisor
         self.guest = guest
         self.path = path
@@ -316,8 +318,12 @@ class Settling:
             return ours.problem(self.guest, self.live.target, [files[top], below])
         if chain[1:2] != [below]:
             return f"it is on {described(chain)}"
+        if self._saves is not None and self._saves.seen and not self.live.saved:
+            self.live = dataclasses.replace(self.live, saved=True)
+            self.record = dataclasses.replace(self.record, live=self.live)
+            self.journal.write(self.record)
         if self.live.saved:
-            return "the guest was turned off, and its memory may have been saved before"
+            return "the guest's memory was saved while it was on them (virsh save)"
         return ours.problem_off(self.guest, [files[top]])
 
     def _writers(self, *, running: bool) -> frozenset[str]:
@@ -386,19 +392,13 @@ class Settling:
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:
             try:
-                with ours.may_wait(self.guest):
-                    self.guest.begin_commit(
-                        self.live.target,
-                        bandwidth_bytes=self.bandwidth_bytes,
-                        top=chain.node(0),
-                        base=chain.node(1),
-                    )
+                self.guest.begin_commit(
+                    self.live.target,
+                    bandwidth_bytes=self.bandwidth_bytes,
+                    top=chain.node(0),
+                    base=chain.node(1),
+                )
                 return
-            except ours.MaybeSaved:
-                self.live = dataclasses.replace(self.live, saved=True)
-                self.record = dataclasses.replace(self.record, live=self.live)
-                self.journal.write(self.record)
-                raise
             except HypervisorError:
                 gone = self.guest.is_lost() or not self.guest.is_active()
                 if gone or time.monotonic() > deadline:

@@ -41,7 +41,9 @@ class Others:
         process = start(
             module="domain_compact", uri=self.lab.uri, domains=[self.guest.name], **given
         )
-        wait_for(lambda: list(self.path.parent.glob(f".{self.path.name}.thinvirt-*.tmp")))
+        copies = f".{self.path.name}.thinvirt-*.tmp"
+        wait_for(lambda: list(self.path.parent.glob(copies)) or process.poll() is not None)
+        assert process.poll() is None, process.communicate()
         return process
 
     def recover(self):
