@@ -281,7 +281,8 @@ def test_a_disk_that_qemu_encrypts(lab, guest, define, tmp_path):
     )
     define(("</devices>", its_disk))
     _domain, disks = audit(lab, guest)
-    assert (disks["sdb"]["verdict"] == "broken") == (blocks[0] == blocks[1])
+    # a file system may take back a little that it had set aside
+    assert (disks["sdb"]["verdict"] == "broken") == (blocks[1] > blocks[0] // 2)
     assert findings(disks["sdb"]) == ["format-without-discard"]
 
 
