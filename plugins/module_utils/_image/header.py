@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
@@ -113,11 +114,23 @@ def _qcow2_header(fd: int, length: int, image_format: str) -> qcow2.Qcow2Header 
 
 def _refuse_container(fd: int, length: int, data: bytes) -> None:
     """Refuse a file that holds a disk in the manner of others, rather than take it for the disk."""
-    tail = os.pread(fd, TAIL_BYTES, max(0, length - TAIL_BYTES))
-    found = container_of(data[:HEAD_BYTES], tail)
+    found = container_of(data[:HEAD_BYTES], _tail(fd, max(0, length - TAIL_BYTES)))
     if found is not None:
         raise UnsupportedError(
             f"It is a {found[1]} image, which is not read here; nothing was changed.",
             remedy=f"Convert it first (qemu-img convert -f {found[0]} -O qcow2). If it is a raw "
             "disk, whose guest wrote that, say so with format=raw (image_convert: src_format=raw).",
         )
+
+
+def _tail(fd: int, offset: int) -> bytes:
+    """What stands behind an offset; nothing if nobody ever wrote there.
+
+    To read a block that was never written makes it look as if it had been (SEEK_DATA).
+    """
+    try:
+        os.lseek(fd, offset, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return b""
+    return os.pread(fd, TAIL_BYTES, offset)
