@@ -30,7 +30,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.archive_manife
     Manifest,
     StoredFile,
     Version,
-    doomed,  # noqa: F401 - decides over versions, and is looked for here
     in_order,
     parse_manifest,
 )

@@ -205,7 +205,7 @@ class Storm:
         zeros = 'qemu-io -d scsi0-0-0-0 "write -q -P 0 0 28M"'
         self.others.virsh("qemu-monitor-command", "--hmp", zeros)
         moments = sorted(
-            self.chance.uniform(0, SECONDS) for _ in range(self.chance.choice((1, 1, 2)))
+            self.chance.uniform(0, SECONDS) for _moment in range(self.chance.choice((1, 1, 2)))
         )
         with self.writer:
             process = self.run()

@@ -133,7 +133,7 @@ def with_path(path, bus):
     """A domain whose disk has an element or attribute, and its value."""
     tree = etree.fromstring(domain(disk(bus=bus)))
     element = tree.find("devices/disk")
-    name, _, value = path.partition("=")
+    name, _equals, value = path.partition("=")
     value = value or ("vda" if name == "target/@dev" else bus if name == "target/@bus" else "1")
     for part in name.split("/"):
         if part.startswith("@"):

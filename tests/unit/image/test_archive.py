@@ -20,6 +20,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.archive_manife
     Manifest,
     StoredDisk,
     StoredFile,
+    doomed,
     in_order,
     parse_manifest,
 )
@@ -132,7 +133,7 @@ def test_nonsense_is_no_manifest(text):
 )
 def test_which_versions_are_too_many(count, keep, fresh, gone):
     versions = [archive.Version(f"/b/{n}", manifest()) for n in range(count)]
-    assert archive.doomed(versions, keep=keep, fresh=fresh) == versions[:gone]
+    assert doomed(versions, keep=keep, fresh=fresh) == versions[:gone]
 
 
 def version(number, *disks, **changes):
@@ -162,7 +163,7 @@ def version(number, *disks, **changes):
 def test_copies_are_counted_for_each_disk(made, fresh, keep, gone):
     versions = [version(number, *disks.split()) for number, disks in enumerate(made, 1)]
     disks = [disk for new in fresh for disk in version(9, *new.split()).manifest.disks]
-    surplus = archive.doomed(versions, keep=keep, fresh=len(fresh), disks=disks)
+    surplus = doomed(versions, keep=keep, fresh=len(fresh), disks=disks)
     assert [each.manifest.number for each in surplus] == gone
 
 
