@@ -9,10 +9,10 @@ import subprocess
 from support import module_result
 
 
-def run(*argv: object, rc: int = 0) -> str:
+def run(*argv: object, rc: int = 0, timeout: float = 120) -> str:
     """Run a program that must end with that status; what it printed."""
     process = subprocess.run(
-        list(map(str, argv)), capture_output=True, text=True, timeout=60, check=False
+        list(map(str, argv)), capture_output=True, text=True, timeout=timeout, check=False
     )
     assert process.returncode == rc, process.stdout + process.stderr
     return process.stdout

@@ -143,7 +143,7 @@ def test_a_guest_that_writes_loses_nothing(loaded):
             (disk,) = result["domains"][0]["disks"]
             assert disk["method"] == "live", disk
             assert disk["compared"]
-            assert freed >= 64 * MIB
+            assert freed >= 48 * MIB  # 100 were zeros; the guest fills some while it is copied
             assert abs(freed - disk["freed_bytes"]) < 32 * MIB
             print(
                 f"\n{number}: {freed / MIB:.0f} MiB freed in {seconds:.1f} s, {disk['seconds']}, "
@@ -184,8 +184,10 @@ def test_a_guest_that_loses_its_power_has_all_that_was_acknowledged(loaded):
         recovered = compact_live(loaded.lab, "loaded", state="recovered")
         assert not recovered["failed"], recovered["msg"]
         assert_one_file_of(loaded)
-        # A cold boot: what the loss of power has left must do for one.
-        loaded.guest.start()
+        # A cold boot: what the loss of power has left must do for one. A run that noticed has
+        # started the guest again.
+        if loaded.guest.state() == "shut off":
+            loaded.guest.start()
         loaded.guest.wait_for_agent(timeout=600)
         # The journal of the file system is replayed, as after any loss of power.
         loaded.guest.run("e2fsck", "-f", "-p", DEVICE, check=False, timeout=180)

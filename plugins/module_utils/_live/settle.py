@@ -323,7 +323,8 @@ class Settling:
             self.record = dataclasses.replace(self.record, live=self.live)
             self.journal.write(self.record)
         if self.live.saved:
-            return "the guest's memory was saved while it was on them (virsh save)"
+            needed = ours.needed_by_others(self.guest, [files[top]])
+            return needed or "the guest's memory was saved while it was on them (virsh save)"
         return ours.problem_off(self.guest, [files[top]])
 
     def _writers(self, *, running: bool) -> frozenset[str]:

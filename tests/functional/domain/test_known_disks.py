@@ -213,9 +213,9 @@ def encrypted(lab, define, place):
     secret = ("--object", "secret,id=s,data=pw")
     path = place / "l.img"
     make = ("-o", "key-secret=s,iter-time=500", path, "16M")
-    for _try in range(20):  # qemu-img measures the processor, which others may use
+    for _try in range(20):  # qemu-img measures a second of a processor that others may use
         with contextlib.suppress(AssertionError):
-            run("qemu-img", "create", "-q", "-f", "luks", *secret, *make)
+            run("qemu-img", "create", "-q", "-f", "luks", *secret, *make, timeout=200)
             break
         time.sleep(0.5)
     options = f"driver=luks,key-secret=s,file.driver=file,file.filename={path}"
