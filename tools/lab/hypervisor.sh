@@ -11,6 +11,7 @@ set -euo pipefail
 name=$1 root=$2 state=$3
 
 hostname "$name"
+mkdir -p "$root/var/lib/thinvirt"
 mount --bind "$root" "$root"
 mount -o remount,bind,ro "$root"
 mount --rbind /dev "$root/dev"
@@ -21,7 +22,7 @@ if [ "$4" = tcg ] && [ -e /dev/kvm ]; then
 fi
 mount -t proc proc "$root/proc"
 mount --bind -o ro /sys "$root/sys"
-for folder in run tmp var/tmp root; do
+for folder in run tmp var/tmp root var/lib/thinvirt; do
     mount -t tmpfs -o mode=0755 thinvirt-lab "$root/$folder"
 done
 chmod 1777 "$root/tmp" "$root/var/tmp"
