@@ -2,20 +2,20 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One run of ours at a time on a domain.
 
-Whoever changes a domain's disks holds a flock(2) on a file of that domain's, in a folder where no
-other user can make one.  The kernel releases it when the process ends, however it does.
+Whoever changes a domain's disks holds a file of that domain's (``lock_file``), in a folder where no
+other user can make one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import stat
 import typing as t
 
 from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.connection import Guest
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import RefusedError
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage import lock_file
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
 
 _MAX_BYTES = 64
@@ -42,13 +42,11 @@ def only_run(guest: Guest) -> t.Iterator[None]:
         return
     folder = lock_folder(uid=os.geteuid(), environment=os.environ)
     name = os.path.join(folder, f"{guest.uuid}.lock")
-    try:
-        fd = _locked(folder, name, guest)
-    except OSError as error:
-        raise failure(name, "locked", error) from error
+    _make_folder(folder, guest)
+    fd = lock_file.locked(name, busy=lambda fd: _busy(fd, guest))
     try:
         os.ftruncate(fd, 0)
-        os.pwrite(fd, str(os.getpid()).encode("ascii"), 0)
+        os.write(fd, str(os.getpid()).encode("ascii"))
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -56,9 +54,12 @@ def only_run(guest: Guest) -> t.Iterator[None]:
         os.close(fd)
 
 
-def _locked(folder: str, name: str, guest: Guest) -> int:
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    status = os.lstat(folder)
+def _make_folder(folder: str, guest: Guest) -> None:
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        status = os.lstat(folder)
+    except OSError as error:
+        raise failure(folder, "made", error) from error
     writable = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or writable:
         raise RefusedError(
@@ -66,23 +67,11 @@ def _locked(folder: str, name: str, guest: Guest) -> int:
             "as it is.",
             remedy="Find out where it comes from, and remove it.",
         )
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    while True:
-        fd = os.open(name, flags, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            pid = os.pread(fd, _MAX_BYTES, 0).decode("ascii", "replace")
-            os.close(fd)
-            raise RefusedError(
-                f"Another run (process {pid}) is at work on domain {guest.name}; nothing was "
-                "changed.",
-                remedy="Wait for it to end, and run it again.",
-            ) from error
-        except BaseException:
-            os.close(fd)
-            raise
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.lstat(name), os.fstat(fd)):
-                return fd
-        os.close(fd)  # its holder was done with it and removed it meanwhile
+
+
+def _busy(fd: int, guest: Guest) -> RefusedError:
+    pid = os.pread(fd, _MAX_BYTES, 0).decode("ascii", "replace")
+    return RefusedError(
+        f"Another run (process {pid}) is at work on domain {guest.name}; nothing was changed.",
+        remedy="Wait for it to end, and run it again.",
+    )

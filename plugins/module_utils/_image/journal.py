@@ -27,7 +27,6 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal_file i
     MAX_JOURNAL_BYTES,
     beside,
     find,
-    is_at,
     locked,
     one_at_a_time,
     opened,
@@ -50,7 +49,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal_record
     overlay_name,
     temp_name,
 )
-from ansible_collections.thinvirt.kvm.plugins.module_utils._storage import state
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage import lock_file, state
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.durable import sync_folder
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.trust import (
@@ -220,17 +219,19 @@ def open_journal(path: str) -> t.Iterator[Journal]:
         name = os.path.join(folder, find(folder, place))
         fd = locked(name, path)
         try:
-            record = last_record(os.pread(fd, MAX_JOURNAL_BYTES, 0))
-            head_bytes = _head(fd, name, place, record)
+            data = os.pread(fd, MAX_JOURNAL_BYTES, 0)
+            record = last_record(data)
+            head_bytes = _head(fd, name, place, data, record)
         except BaseException:
             os.close(fd)
             raise
+    journal = Journal(name, fd, record, head_bytes=head_bytes)
     try:
         try:
-            yield Journal(name, fd, record, head_bytes=head_bytes)
+            yield journal
         finally:
-            if is_at(fd, name) and os.fstat(fd).st_size <= head_bytes:
-                Journal(name, fd, None).remove()
+            if lock_file.is_at(fd, name) and os.fstat(fd).st_size <= head_bytes:
+                journal.remove()
     finally:
         os.close(fd)
 
@@ -268,7 +269,7 @@ def lock_beside(path: str) -> t.Iterator[None]:
     try:
         yield
     finally:
-        if is_at(fd, name):
+        if lock_file.is_at(fd, name):
             Journal(name, fd, None).remove()
         os.close(fd)
 
@@ -282,9 +283,11 @@ def refuse_locked(path: str) -> None:
         refuse_held(fd, path, None)
 
 
-def _head(fd: int, name: str, place: Place, record: Record | None) -> int:
-    """Have a journal begin with what it is of; how many bytes that is."""
-    data = os.pread(fd, MAX_JOURNAL_BYTES, 0)
+def _head(fd: int, name: str, place: Place, data: bytes, record: Record | None) -> int:
+    """Have a journal begin with what it is of; how many bytes that is.
+
+    :param data: what stands in it, and ``record`` what that says last.
+    """
     found = parse_place(data)
     _refuse_elsewhere(name, found, place, record)
     if record is not None:

@@ -11,7 +11,10 @@ import os
 import stat
 import typing as t
 
-from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import RefusedError
+from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
+    RefusedError,
+    ThinvirtError,
+)
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal_place import (
     SUFFIX,
     Place,
@@ -21,6 +24,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.journal_record
     Record,
     last_record,
 )
+from ansible_collections.thinvirt.kvm.plugins.module_utils._storage import lock_file
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.paths import failure, shown
 
 #: A journal has a few lines of some hundred bytes; no more than this is read of one.
@@ -118,38 +122,20 @@ def refuse_held(fd: int, path: str, record: Record | None) -> None:
 
 
 def locked(name: str, path: str) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    while True:
-        try:
-            fd = os.open(name, flags, 0o600)
-        except OSError as error:
-            if error.errno == errno.ELOOP:
-                raise _foreign(name) from error
-            raise failure(name, "opened", error) from error
-        try:
-            refuse_foreign(fd, name)
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            record = last_record(os.pread(fd, MAX_JOURNAL_BYTES, 0))
-            os.close(fd)
-            raise _busy(path, record) from error
-        except OSError as error:
-            os.close(fd)
-            raise failure(name, "locked", error) from error
-        except BaseException:
-            os.close(fd)
-            raise
-        if is_at(fd, name):
-            return fd
-        os.close(fd)  # its holder was done with it and removed it meanwhile
+    """Hold a journal, made if it isn't there; see ``lock_file``.
 
-
-def is_at(fd: int, name: str) -> bool:
+    :raises RefusedError: another run does, or it is not ours.
+    """
     try:
-        status = os.lstat(name)
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(status, os.fstat(fd))
+        return lock_file.locked(
+            name,
+            busy=lambda fd: _busy(path, last_record(os.pread(fd, MAX_JOURNAL_BYTES, 0))),
+            refuse=lambda fd: refuse_foreign(fd, name),
+        )
+    except ThinvirtError as error:
+        if getattr(error.__cause__, "errno", None) == errno.ELOOP:
+            raise _foreign(name) from error
+        raise
 
 
 def refuse_foreign(fd: int, name: str) -> None:
