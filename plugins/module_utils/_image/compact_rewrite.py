@@ -52,8 +52,8 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.replace import
     verified_copy,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.table_size import (
-    spare_table_bytes,
-    used_table_bytes,
+    Tables,
+    tables_of,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.filesystem import (
     file_system_of,
@@ -71,6 +71,7 @@ class Plan:
     :param preallocated: it would be, and the image is already, as asked for.
     :param needed_bytes: what it may need.
     :param least_bytes: what a sparse one takes if no cluster is zeros.
+    :param tables: what is known of its tables, if anything is.
     """
 
     copy: Copy
@@ -81,6 +82,7 @@ class Plan:
     preallocated: bool
     needed_bytes: int
     least_bytes: int
+    tables: Tables | None
 
 
 class Rewrite:
@@ -91,9 +93,6 @@ class Rewrite:
     :param journal: None in check mode: nothing is changed then.
     :param keep: holds its backing files open.
     """
-
-    #: The most that the copy's tables take, as far as that is known.
-    tables: int | None = None
 
     def __init__(
         self,
@@ -195,7 +194,10 @@ class Rewrite:
         )
         overlay = header.qcow2 is not None and header.qcow2.backing_file is not None
         like = policy.copy_of(header, same, compressed=compressed)
-        needed, least = self._measured(spec, copy)
+        tables = None
+        if copy.format == "qcow2":
+            tables = tables_of(self.image.fd, header, self.tool, copy.options)
+        needed, least = self._measured(spec, copy, tables)
         return Plan(
             copy=copy,
             spec=spec,
@@ -205,6 +207,7 @@ class Rewrite:
             preallocated=preallocated,
             needed_bytes=needed,
             least_bytes=least,
+            tables=tables,
         )
 
     def _copied(self, outcome: Outcome, plan: Plan, journal: Journal, *, keep: str) -> bool:
@@ -276,16 +279,13 @@ class Rewrite:
             )
         return result
 
-    def _measured(self, spec: str, copy: Copy) -> tuple[int, int]:
+    def _measured(self, spec: str, copy: Copy, tables: Tables | None) -> tuple[int, int]:
         """Bytes that the copy may need, and that a sparse one takes if no cluster is zeros."""
         measured = self.tool.measure(
             spec, target_format=copy.format, options=copy.options, pass_fds=(self.image.fd,)
         )
         required = measured.required_bytes + measured.bitmaps_bytes
-        if copy.format == "qcow2":
-            header = self.facts.header
-            self.tables = used_table_bytes(self.image.fd, header, copy.options)
-            required -= spare_table_bytes(self.image.fd, header, self.tool, copy.options)
+        required -= tables.spare_bytes if tables else 0
         if copy.format == "raw":  # of which QEMU tells the length alone
             required = self.facts.data_bytes
         whole = copy.options.get("preallocation") in ("falloc", "full")
@@ -300,12 +300,7 @@ class Rewrite:
         if facts.header.qcow2 is not None:
             dead = max(0, facts.allocated_bytes - plan.least_bytes)
             # Tables are mostly zeros, and the copy has them too.
-            tables = self.tool.measure_empty(
-                facts.header.virtual_size_bytes,
-                target_format=plan.copy.format,
-                options=plan.copy.options,
-            ).required_bytes
-            tables = tables if self.tables is None else min(tables, self.tables)
+            tables = self._table_bytes(plan)
         if self.journal is None:
             zeros = self.zeros(None)
         elif dead < enough:
@@ -313,6 +308,13 @@ class Rewrite:
         else:
             return dead
         return min(facts.allocated_bytes, dead + max(0, zeros - tables))
+
+    def _table_bytes(self, plan: Plan) -> int:
+        if plan.tables is not None:
+            return min(plan.tables.counted_bytes, plan.tables.used_bytes)
+        size, copy = self.facts.header.virtual_size_bytes, plan.copy
+        empty = self.tool.measure_empty(size, target_format=copy.format, options=copy.options)
+        return empty.required_bytes
 
     def _predicted(self, smaller: int, plan: Plan) -> int:
         """What the copy will take, as far as that can be told."""

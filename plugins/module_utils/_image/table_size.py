@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import struct
 import typing as t
@@ -15,28 +16,48 @@ _L1_SIZE_AT = 36
 _OFFSET_BITS = (1 << 56) - 512
 
 
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """The tables of a copy.
+
+    :param counted_bytes: what ``measure`` counts for them: a table for each part of the disk,
+        though a part without data gets none.  Of a disk of 16 TiB that are 2 GiB.
+    :param used_bytes: the most that they take.
+    """
+
+    counted_bytes: int
+    used_bytes: int
+
+    @property
+    def spare_bytes(self) -> int:
+        """By how much ``measure`` exceeds what is needed at most."""
+        return max(0, self.counted_bytes - self.used_bytes)
+
+
+def tables_of(
+    fd: int, header: ImageHeader, tool: QemuImg, options: t.Mapping[str, str]
+) -> Tables | None:
+    """What is known of a copy's tables; None where the image does not tell.
+
+    :param options: those of the copy.
+    :raises OSError: it can't be read.
+    """
+    used = _used_bytes(fd, header, options)
+    if used is None:
+        return None
+    full = tool.measure_empty(header.virtual_size_bytes, target_format="qcow2", options=options)
+    return Tables(full.required_bytes, used)
+
+
 def spare_table_bytes(
     fd: int, header: ImageHeader, tool: QemuImg, options: t.Mapping[str, str]
 ) -> int:
-    """By how much ``measure`` exceeds what a copy's tables need at most; 0 where it may not.
-
-    It counts a table for each part of the disk, though a part without data gets none: of a disk of
-    16 TiB that are 2 GiB.
-
-    :param options: those of the copy.
-    """
-    used = used_table_bytes(fd, header, options)
-    if used is None:
-        return 0
-    full = tool.measure_empty(header.virtual_size_bytes, target_format="qcow2", options=options)
-    return max(0, full.required_bytes - used)
+    """:attr:`Tables.spare_bytes`; 0 where the image does not tell."""
+    tables = tables_of(fd, header, tool, options)
+    return tables.spare_bytes if tables else 0
 
 
-def used_table_bytes(fd: int, header: ImageHeader, options: t.Mapping[str, str]) -> int | None:
-    """The most that a copy's tables take; None where the image does not tell.
-
-    :raises OSError: it can't be read.
-    """
+def _used_bytes(fd: int, header: ImageHeader, options: t.Mapping[str, str]) -> int | None:
     qcow2 = header.qcow2
     if qcow2 is None or qcow2.backing_file is not None:
         return None

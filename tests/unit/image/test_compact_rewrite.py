@@ -33,6 +33,6 @@ def test_tables_of_zeros_come_back_with_the_copy(least, zeros, saved):
     work.tool = SimpleNamespace(measure_empty=lambda *_given, **_more: empty)
     work.zeros, work.journal = lambda _enough: zeros * MIB, None
     plan = SimpleNamespace(
-        least_bytes=least * MIB, copy=SimpleNamespace(format="qcow2", options={})
+        least_bytes=least * MIB, copy=SimpleNamespace(format="qcow2", options={}), tables=None
     )
     assert work._estimate(plan, 10 * MIB) == saved * MIB
