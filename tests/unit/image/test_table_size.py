@@ -5,7 +5,10 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.thinvirt.kvm.plugins.module_utils._image.table_size import table_bytes
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.table_size import (
+    Tables,
+    table_bytes,
+)
 
 KIB, MIB, TIB = 1 << 10, 1 << 20, 1 << 40
 
@@ -29,3 +32,8 @@ def test_table_bytes(l1_entries, l2_tables, data, cluster, clusters):
         refcount_bits=16,
     )
     assert (clusters - 1) * cluster <= found <= clusters * cluster
+
+
+@pytest.mark.parametrize(("counted", "used", "spare"), [(10, 4, 6), (4, 10, 0), (4, 4, 0)])
+def test_what_measure_counts_besides(counted, used, spare):
+    assert Tables(counted, used).spare_bytes == spare
