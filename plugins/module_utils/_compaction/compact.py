@@ -41,6 +41,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import (
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image import compact
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact_policy import (
     Request,
+    obstacles_to,
     refuse_obstacles,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.disk_links import followed
@@ -227,7 +228,7 @@ class Compactor:
             else:  # what it gives was read from the same file
                 with open_image(_followed(disk, done.path)) as image:
                     obstacles = Users(self.hypervisor).obstacles(image, off=guest.uuid)
-                    users = [o for o in obstacles if o.unless_format != disk.format]
+                    users = obstacles_to(obstacles, disk.format)
                     refuse_obstacles(done.path, users, punch=False)
         except ThinvirtError as error:
             done.outcome, done.error = None, error

@@ -19,6 +19,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image import compact
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact_outcome import (
     Outcome,
     sizes_of,
+    sizes_with,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact_rewrite import Rewrite
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.files import (
@@ -70,7 +71,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._storage.zeros import
     dig_holes,
 )
 
-__all__ = ["Obstacles", "Outcome", "compact", "sizes_of"]
+__all__ = ["Obstacles", "Outcome", "compact", "facts_of"]
 
 
 Obstacles = t.Callable[[OpenImage], t.Iterable[policy.Obstacle]]
@@ -228,12 +229,12 @@ class _Compaction:
     def done(self) -> Outcome:
         """Decide, and carry it out unless it is check mode."""
         header = self._header()
-        sizes = sizes_of(header, self.image.fd)
-        outcome = Outcome(self.image.path, before=sizes, after=sizes)
-        users = tuple(o for o in self.obstacles(self.image) if o.unless_format != header.format)
+        users = policy.obstacles_to(self.obstacles(self.image), header.format)
         policy.refuse_obstacles(self.image.path, users, punch=self.request.method != "trim")
         facts = facts_of(self.image, header)
         policy.refuse_any_change(self.image.path, facts, self.request)
+        sizes = sizes_with(header, shared_bytes=facts.shared_bytes)
+        outcome = Outcome(self.image.path, before=sizes, after=sizes)
         if self.request.method == "trim":
             self._trim(outcome, header)
         else:

@@ -113,9 +113,14 @@ def sizes_of(header: ImageHeader, fd: int) -> Sizes:
         shared = 0 if header.block_device else shared_bytes(fd, flush=True)
     except OSError as error:
         raise failure(header.path, "read", error) from error
+    return sizes_with(header, shared_bytes=shared)
+
+
+def sizes_with(header: ImageHeader, *, shared_bytes: int) -> Sizes:
+    """The same where it is known already what the image shares."""
     return Sizes(
         virtual_size_bytes=header.virtual_size_bytes,
         allocated_bytes=header.allocated_bytes or 0,
         length_bytes=header.length_bytes,
-        shared_bytes=shared,
+        shared_bytes=shared_bytes,
     )

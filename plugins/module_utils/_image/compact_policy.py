@@ -180,6 +180,11 @@ def refuse_cluster_size(size: int | None) -> None:
         )
 
 
+def obstacles_to(obstacles: t.Iterable[Obstacle], image_format: str) -> list[Obstacle]:
+    """Those that there are for an image that is taken to be of this format."""
+    return [obstacle for obstacle in obstacles if obstacle.unless_format != image_format]
+
+
 def refuse_obstacles(path: str, obstacles: t.Iterable[Obstacle], *, punch: bool) -> None:
     """Refuse what its users forbid."""
     for obstacle in obstacles:

@@ -15,7 +15,9 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact import
     Obstacles,
     Outcome,
     facts_of,
-    sizes_of,
+)
+from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact_outcome import (
+    sizes_with,
 )
 from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact_policy import (
     Facts,
@@ -23,6 +25,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._image.compact_policy
     Request,
     about_data_file,
     header_options,
+    obstacles_to,
     refuse_any_change,
     refuse_obstacles,
     refuse_rewrite,
@@ -65,11 +68,11 @@ def estimate(
     """
     with open_image(path) as image:
         header = read_open_header(image, path=image.path, image_format=request.image_format)
-        users = [o for o in obstacles(image) if o.unless_format != header.format]
+        users = obstacles_to(obstacles(image), header.format)
         refuse_obstacles(image.path, users, punch=request.method != "trim")
         facts = facts_in_use(image, header)
         refuse_any_change(image.path, facts, request)
-        sizes = sizes_of(header, image.fd)
+        sizes = sizes_with(header, shared_bytes=facts.shared_bytes)
         outcome = Outcome(image.path, before=sizes, after=sizes)
         with stages.stage("estimate"):
             try:
