@@ -24,10 +24,7 @@ with contextlib.suppress(ImportError):  # xml.parse_tree says so
 
 #: What belongs to where a disk's data was: another file has none of it.
 #: Nobody shares a copy, and QEMU lets nobody share a qcow2.
-_OF_SOURCE = (
-    *("backingStore", "mirror", "auth", "source", "transient", "encryption"),
-    "shareable",
-)
+_OF_SOURCE = ("backingStore", "mirror", "auth", "source", "transient", "encryption", "shareable")
 #: What a drive may have in it, which is not copied.
 _REMOVABLE = ("cdrom", "floppy")
 

@@ -59,7 +59,6 @@ class Disk:
     :param format: driver type as configured (``qcow2``, ``raw``), empty if not said.
     :param controller: index of the controller that the disk hangs on, None if not said.
     :param job: kind of the block job on it, such as ``copy``; empty if none (only in live XML).
-    :param job_ready: that job has come to where it can be ended by a pivot.
     :param details: elements that say more about its source than where it is.
     :param encryption: format that QEMU itself encrypts it in, such as ``luks``; else empty.
     """
@@ -77,7 +76,6 @@ class Disk:
     controller: int | None
     settings: DiskSettings
     job: str = ""
-    job_ready: bool = False
     details: tuple[str, ...] = ()
     encryption: str = ""
 
@@ -429,8 +427,7 @@ def _disk(element: t.Any) -> Disk:
         shareable="shareable" in parts,
         controller=_number(address.get("controller")) if address is not None else None,
         settings=_settings_of(parts),
-        job=mirror.get("job", "copy") if mirror is not None else "",
-        job_ready=mirror is not None and mirror.get("ready") == "yes",
+        job=job_of(mirror),
         details=tuple(
             str(child.tag)
             for parent in (parts.get("source"), parts.get("driver"))
@@ -439,6 +436,16 @@ def _disk(element: t.Any) -> Disk:
         ),
         encryption=_encryption(parts),
     )
+
+
+def job_of(mirror: t.Any) -> str:
+    """Kind of the block job that a ``<mirror>`` is of; empty without one."""
+    return str(mirror.get("job", "copy")) if mirror is not None else ""
+
+
+def is_ready(mirror: t.Any) -> bool:
+    """Whether that job has come to where it can be ended by a pivot."""
+    return mirror is not None and mirror.get("ready") == "yes"
 
 
 def _encryption(parts: t.Mapping[str, t.Any]) -> str:

@@ -101,7 +101,8 @@ def _recover(path: str, record: Record) -> str:
     for name in names:
         wait_until_free(os.path.join(folder, name))
     swapped = _refuse_changed(path, record, now=now)
-    if record.kept and _is_second_name(os.path.join(folder, record.kept), path, record, now=now):
+    kept = os.path.join(folder, record.kept)
+    if record.kept and _is_second_name(kept, path, record, now=now, swapped=swapped):
         # Also one that was to be kept: the run is undone, and the original has its own name.
         names.append(record.kept)
     try:
@@ -117,9 +118,12 @@ def _recover(path: str, record: Record) -> str:
     return f"{begun} was {'finished' if swapped else 'undone'}."
 
 
-def _is_second_name(kept: str, path: str, record: Record, *, now: Identity | None) -> bool:
+def _is_second_name(
+    kept: str, path: str, record: Record, *, now: Identity | None, swapped: bool
+) -> bool:
     """Whether the original has its own name still, and this is just another one.
 
+    :param swapped: the image is its copy now.
     :raises RefusedError: this is the only name of an original that must not go.
     """
     original = identity_at(kept)
@@ -127,7 +131,6 @@ def _is_second_name(kept: str, path: str, record: Record, *, now: Identity | Non
         return False
     if now is not None and original.ino == now.ino:
         return True
-    swapped = record.copy is not None and now is not None and now.ino == record.copy.ino
     if (swapped and original.is_still(record.source)) or (record.keep_original and not swapped):
         return False
     raise _undecided(kept, path)

@@ -63,9 +63,9 @@ def of_libvirt(text: str, target: str, *, real: t.Callable[[str], str]) -> Chain
                 target=target,
                 alias=alias.get("name", "") if alias is not None else "",
                 links=tuple(_links(disk, real)),
-                job=mirror.get("job", "copy") if mirror is not None else "",
+                job=xml.job_of(mirror),
                 mirror=real(source.get("file", "")) if source is not None else "",
-                ready=mirror is not None and mirror.get("ready") == "yes",
+                ready=xml.is_ready(mirror),
             )
     return None
 

@@ -217,10 +217,9 @@ def test_what_lies_below_may_be_left_out():
 
 def test_a_block_job_is_seen():
     mirror = "<mirror type='file' job='active-commit' ready='yes'><source file='/p/a'/></mirror>"
-    disk = xml.parse_domain(DISK_XML.format("o", mirror)).disk("vda")
-    assert (disk.job, disk.job_ready) == ("active-commit", True)
-    disk = xml.parse_domain(DISK_XML.format("o", mirror.replace(" ready='yes'", ""))).disk("vda")
-    assert (disk.job, disk.job_ready) == ("active-commit", False)
+    for text, ready in ((mirror, True), (mirror.replace(" ready='yes'", ""), False)):
+        disk = xml.parse_domain(DISK_XML.format("o", text)).disk("vda")
+        assert (disk.job, xml.is_ready(ElementTree.fromstring(text))) == ("active-commit", ready)
     assert xml.parse_domain(DISK_XML.format("o", "")).disk("vda").job == ""
 
 
