@@ -16,7 +16,7 @@ from ansible_collections.thinvirt.kvm.plugins.module_utils._domain.xml import (
 from ansible_collections.thinvirt.kvm.plugins.module_utils._errors import RefusedError
 
 Version = tuple[int, int, int]
-#: Below these libvirt keeps what is nobody else's concern.
+#: Elements in which libvirt keeps data of its own.
 _PRIVATE = ("privateData",)
 
 

@@ -151,7 +151,7 @@ def versions_of(folder: str, *, uuid: str) -> list[Version]:
 def newest(folder: str) -> Version:
     """A domain's newest version; whether it is as it was made remains to be seen.
 
-    :raises NotFoundError: there is none.
+    :raises NotFoundError: the domain has no versions there.
     :raises ImageError: one cannot be read that has the name of a newer one.
     """
     try:

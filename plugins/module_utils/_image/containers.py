@@ -39,7 +39,7 @@ _NAMES = {
 
 
 def container_of(head: bytes, tail: bytes) -> tuple[str, str] | None:
-    """What QEMU and what people call the format of a container; None if it is none.
+    """What QEMU and what people call the format of a container; None for any other file.
 
     :param head: the first :data:`HEAD_BYTES` of the file, or all of it.
     :param tail: the last :data:`TAIL_BYTES`, or all of it.

@@ -438,7 +438,7 @@ def _checked_dest(dest: str) -> str:
 def checked_folder(path: str) -> str:
     """The folder for copies, symlinks resolved.
 
-    :raises RefusedError: it is none, or another user could exchange names on its path.
+    :raises RefusedError: it is not a folder, or another user could exchange names on its path.
     """
     try:
         os.fsencode(path)

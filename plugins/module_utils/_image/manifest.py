@@ -115,7 +115,7 @@ def write_manifest(copy: str, manifest: Manifest) -> None:
 
 
 def highest_number(folder: str) -> int:
-    """The highest number of a copy in a folder; 0 if there is none."""
+    """The highest number of a copy in a folder; 0 without any copies."""
     with os.scandir(folder) as entries:
         notes = [entry.path for entry in entries if entry.name.endswith(SUFFIX)]
     manifests = (read_manifest(path[: -len(SUFFIX)]) for path in notes)

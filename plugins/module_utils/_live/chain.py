@@ -83,7 +83,7 @@ def _links(disk: t.Any, real: t.Callable[[str], str]) -> t.Iterator[Link]:
 
 
 def file_of(name: str) -> str:
-    """The file behind what QEMU calls a node's file name; as it is if it is none of QEMU's JSON."""
+    """The file behind what QEMU calls a node's file name, which may be JSON."""
     if not name.startswith("json:"):
         return name
     try:
